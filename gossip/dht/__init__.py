@@ -1,0 +1,1 @@
+"""Finding peers: a Kademlia-style DHT as pure state machines."""

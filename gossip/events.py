@@ -1,0 +1,264 @@
+"""What goes into a Node and what comes out: facts, orders and news.
+
+Events are facts, effects are orders, news is for people. `Node.handle(event, now)` takes one event and
+returns effects, which the driver carries out **in order**; when it carries out `Persist`, the entries must
+survive the death of the process before the next effect is begun. Everything is immutable.
+
+Arrays never pass through here. A job (`Train`, `Offer`, ...) is carried out by the `Learner`, the only owner of
+the weights; its result comes back as the event `Done`.
+"""
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from crypto.identity import PublicKey
+from gossip.dht.ids import NodeId
+from gossip.errors import Reason
+
+# --- jobs for the Learner, and their results -----------------------------------------------------
+
+
+class Train(Struct, frozen=True):
+    """Run `steps` optimiser steps on local data, starting from the weights as they are now.
+
+    The *change* is added to the weights when the job ends, so that exchanges in between are kept.
+    """
+
+    steps: int
+
+
+class Trained(Struct, frozen=True):
+    steps: int
+    loss: float  # mean over the steps
+
+
+class Offer(Struct, frozen=True):
+    """Encode shard `shard` against its reference: Q(x[s] - A[s])."""
+
+    shard: int
+    codec: str
+
+
+class Offered(Struct, frozen=True):
+    payload: bytes
+    clip: float  # the largest change of norm we would accept back; inf: no limit yet
+
+
+class Respond(Struct, frozen=True):
+    """Steps 2 of ShardPair: decode, gate, clip, apply +c/2, return c."""
+
+    shard: int
+    codec: str
+    payload: bytes
+    clip: float  # declared by the initiator; the smaller of the two limits counts
+
+
+class Responded(Struct, frozen=True):
+    payload: bytes  # c, encoded
+    distance: float  # |x_i - x_j| before the exchange
+    norm: float  # |c|
+
+
+class Finish(Struct, frozen=True):
+    """Step 3 of ShardPair: apply -c/2 to the weights as they are now."""
+
+    shard: int
+    codec: str
+    payload: bytes
+
+
+class Finished(Struct, frozen=True):
+    norm: float  # |c|
+
+
+class Adopt(Struct, frozen=True):
+    """Replace the shard by the decoded state: what a newcomer does instead of averaging."""
+
+    shard: int
+    codec: str
+    payload: bytes
+
+
+class Adopted(Struct, frozen=True):
+    distance: float  # how far the shard moved
+
+
+class JobRefused(Struct, frozen=True):
+    """The payload did not pass length, finiteness or gate: nothing was changed."""
+
+    reason: Reason
+    detail: str
+
+
+class Save(Struct, frozen=True):
+    """Write a snapshot of the weights and of the optimiser to durable storage, atomically."""
+
+
+class Saved(Struct, frozen=True):
+    size_bytes: int
+
+
+Job: TypeAlias = Train | Offer | Respond | Finish | Adopt | Save
+JobResult: TypeAlias = Trained | Offered | Responded | Finished | Adopted | JobRefused | Saved
+
+# --- events: facts -------------------------------------------------------------------------------
+
+
+class PeerUp(Struct, frozen=True):
+    """An authenticated connection to `peer` is open. At most one for each peer at any time."""
+
+    peer: NodeId
+    key: PublicKey
+    address: str  # host:port of the other end as we see it; for an outbound connection: what we dialled
+    inbound: bool
+
+
+class PeerDown(Struct, frozen=True):
+    peer: NodeId
+    reason: str
+
+
+class DialFailed(Struct, frozen=True):
+    """The `Dial` with this address ended without a connection (or reached another peer than expected)."""
+
+    address: str
+    peer: NodeId | None
+    reason: str
+
+
+class Received(Struct, frozen=True):
+    peer: NodeId
+    frame: bytes
+
+
+class Woken(Struct, frozen=True):
+    """`Node.deadline` has come."""
+
+
+class Done(Struct, frozen=True):
+    ticket: int
+    result: JobResult
+
+
+class Join(Struct, frozen=True):
+    """The operator names addresses through which to enter the network."""
+
+    addresses: tuple[str, ...]
+
+
+class Leave(Struct, frozen=True):
+    """The operator wants this node to stop: say goodbye, start nothing new."""
+
+
+Event: TypeAlias = PeerUp | PeerDown | DialFailed | Received | Woken | Done | Join | Leave
+
+# --- effects: orders -----------------------------------------------------------------------------
+
+
+class Send(Struct, frozen=True):
+    """Put one frame on the connection to `peer`. If there is none any more, the frame is lost."""
+
+    peer: NodeId
+    frame: bytes
+
+
+class Dial(Struct, frozen=True):
+    """Open a connection; answered by PeerUp or DialFailed. `peer` is None where only the address is known."""
+
+    address: str
+    peer: NodeId | None
+
+
+class Drop(Struct, frozen=True):
+    """Close the connection after what was sent has left (within a second); answered by PeerDown."""
+
+    peer: NodeId
+    reason: str
+
+
+class Compute(Struct, frozen=True):
+    """Have the Learner do `job`; answered by Done with the same ticket."""
+
+    ticket: int
+    job: Job
+
+
+class Persist(Struct, frozen=True):
+    """Make these entries durable before the next effect. An empty value deletes the entry.
+
+    With `power` they must survive power loss too (one fsync); without, the death of the process.
+    """
+
+    entries: tuple[tuple[str, bytes], ...]
+    power: bool = False
+
+
+class Emit(Struct, frozen=True):
+    news: "News"
+
+
+# --- news: for logs, counters, dashboards and the simulator's checkers ------------------------------
+
+
+class Exchanged(Struct, frozen=True):
+    """Our side of an exchange is applied. `role`: initiator, responder, adopter or donor."""
+
+    peer: NodeId
+    shard: int
+    role: str
+    distance: float  # |x_i - x_j| where known, else nan
+    norm: float  # |c| where known, else nan
+
+
+class Learned(Struct, frozen=True):
+    """A local training job ended."""
+
+    round: int
+    steps: int
+    loss: float
+
+
+class Refused(Struct, frozen=True):
+    """Something was refused. `by_us`: we refused what the peer sent; else the peer refused ours."""
+
+    peer: NodeId | None
+    reason: Reason
+    by_us: bool
+    detail: str
+
+
+class Connected(Struct, frozen=True):
+    peer: NodeId
+    address: str
+    inbound: bool
+
+
+class Disconnected(Struct, frozen=True):
+    peer: NodeId
+    reason: str
+
+
+class Unreachable(Struct, frozen=True):
+    address: str
+    reason: str
+
+
+class Looked(Struct, frozen=True):
+    """A DHT lookup ended. `purpose`: join, refresh, walk, providers or publish."""
+
+    purpose: str
+    hops: int
+    queried: int
+    found: int
+
+
+class StateChanged(Struct, frozen=True):
+    """starting, joining, training, exchanging, isolated, stopping."""
+
+    state: str
+
+
+News: TypeAlias = Exchanged | Learned | Refused | Connected | Disconnected | Unreachable | Looked | StateChanged
+
+Effect: TypeAlias = Send | Dial | Drop | Compute | Persist | Emit

@@ -1,0 +1,1 @@
+"""Learning rules and the one owner of the weights."""

@@ -1,0 +1,1 @@
+"""Built-in tasks; they use the same door as a user's own."""

@@ -1,0 +1,1 @@
+"""Many peers in one process, on a simulated network, repeatable from a seed."""
