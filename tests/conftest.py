@@ -1,0 +1,39 @@
+"""What every test of this suite may rely on.
+
+JAX raises on implicit promotion of rank and dtype (as equinox does in its tests): a silent broadcast or a
+silent float64 is a bug here. It is set through the environment, so that a test which needs no JAX does not
+import it, and so that processes which a test starts are as strict.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+# Tests of small models, often several processes at once: an accelerator would only be in the way.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# No deadline: a slow machine is not a failure. In CI the same examples every time: a red run can be repeated.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("house"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "house")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root: the folder of pyproject.toml."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with published vectors and data sets beside the project; without it the test is skipped."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"NOT TESTED: there is no folder shared/ with the published vectors beside {ROOT.name}/.")
+    return folder
