@@ -1,0 +1,184 @@
+"""The home directory of one node: its key, its settings, its state, its control socket.
+
+    config.toml     settings, written by `p2pnode init`
+    identity.key    the Ed25519 seed, plain or under a passphrase; 0600
+    daemon.lock     held (flock) by the daemon that runs here
+    control.sock    where commands reach it
+    state/          what the daemon writes
+    jax-cache/      compiled programs, so that the next start is quick
+
+Whoever can read the key can speak in our name, so the directory is 0700 and the key 0600 *or we refuse to
+start* (threats.md, T7): a warning would be read after the theft.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pnode.errors import ExitCode, UserError
+
+HOME_VARIABLE = "P2PNODE_HOME"
+PASSPHRASE_VARIABLE = "P2PNODE_PASSPHRASE"
+# A sealed key is some hundred bytes; whatever is longer is not one.
+KEY_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "identity.key"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "daemon.lock"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "control.sock"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "jax-cache"
+
+
+def locate(flag: str | None, environ: Mapping[str, str]) -> Home:
+    """The home that is meant: `--home`, else P2PNODE_HOME, else ~/.p2pnode. Need not exist."""
+    text = flag or environ.get(HOME_VARIABLE) or "~/.p2pnode"
+    return Home(Path(text).expanduser().absolute())
+
+
+def create(home: Home) -> None:
+    """Make the directory, 0700. An existing one is taken if it is ours and closed to others.
+
+    Raises:
+        UserError: HOME.
+    """
+    try:
+        home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            ExitCode.HOME, f"{home.path}: cannot be made a directory ({error.strerror})."
+        ) from error
+    check(home)
+
+
+def check(home: Home) -> None:
+    """Refuse a home that is absent, not ours, or open to others.
+
+    Raises:
+        UserError: HOME.
+    """
+    try:
+        found = home.path.stat()
+    except OSError as error:
+        raise UserError(
+            ExitCode.HOME,
+            f"{home.path}: expected a home directory ({error.strerror}); make one with `p2pnode init`.",
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise UserError(ExitCode.HOME, f"{home.path}: expected a directory, found something else.")
+    _refuse_open(home.path, found, wanted=0o700)
+
+
+def read_key(home: Home) -> bytes:
+    """The content of the key file, for `Identity.unseal`.
+
+    Raises:
+        UserError: HOME; absent, a link, not ours, or readable by others.
+    """
+    check(home)
+    try:
+        handle = os.open(home.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UserError(
+            ExitCode.HOME, f"{home.key}: there is no key yet; make one with `p2pnode init`."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            ExitCode.HOME, f"{home.key}: cannot be read as a plain file ({error.strerror})."
+        ) from error
+    with os.fdopen(handle, "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(ExitCode.HOME, f"{home.key}: expected a plain file, found something else.")
+        _refuse_open(home.key, found, wanted=0o600)
+        data = stream.read(KEY_BYTES_MAX + 1)
+    if len(data) > KEY_BYTES_MAX:
+        raise UserError(
+            ExitCode.HOME, f"{home.key}: expected a key of at most {KEY_BYTES_MAX} bytes, found more."
+        )
+    return data
+
+
+def write_key(home: Home, data: bytes) -> None:
+    """Write a new key file, 0600, durable. Never replaces one: a lost key cannot be had back.
+
+    Raises:
+        UserError: HOME.
+    """
+    try:
+        handle = os.open(home.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise UserError(
+            ExitCode.HOME,
+            f"{home.key}: there is a key already and it is never overwritten; choose another --home.",
+        ) from error
+    except OSError as error:
+        raise UserError(ExitCode.HOME, f"{home.key}: cannot be written ({error.strerror}).") from error
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    directory = os.open(home.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)  # the name of a new file is durable only with its directory
+    finally:
+        os.close(directory)
+
+
+def take_lock(home: Home) -> int:
+    """Become the one daemon of this home, until the returned descriptor is closed or the process dies.
+
+    Raises:
+        UserError: RUNNING when another has it; HOME when the file cannot be made.
+    """
+    try:
+        handle = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(ExitCode.HOME, f"{home.lock}: cannot be opened ({error.strerror}).") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise UserError(
+            ExitCode.RUNNING, f"{home.path}: a daemon already runs in this home; `p2pnode stop` ends it."
+        ) from error
+    return handle
+
+
+def _refuse_open(path: Path, found: os.stat_result, *, wanted: int) -> None:
+    if found.st_uid != os.getuid():
+        raise UserError(
+            ExitCode.HOME, f"{path}: expected to belong to user {os.getuid()}, belongs to {found.st_uid}."
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o077:
+        raise UserError(
+            ExitCode.HOME,
+            f"{path}: expected mode {wanted:04o} or stricter, found {mode:04o}; "
+            f"run `chmod {wanted:o} {path}`.",
+        )

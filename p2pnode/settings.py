@@ -1,0 +1,416 @@
+"""Settings of the daemon: defaults < config.toml < environment < command line, one table for all of them.
+
+The sections `dht`, `membership`, `exchange` and `learning` *are* the dataclasses of `gossip.config`: names,
+types, defaults and the sentences that explain them are read from there, so there is nothing to keep in step.
+A key that nobody knows is refused with the nearest one that exists: a misspelt setting that is silently
+ignored costs a night.
+
+Environment: `P2PNODE_SECTION__KEY`, for example `P2PNODE_LEARNING__LOCAL_STEPS=8`. Command line:
+`--set learning.local_steps=8`. Both are read as TOML values, and as plain text where that fails.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+
+from gossip.config import Config
+from p2pnode.errors import ExitCode, UserError
+
+Value: TypeAlias = bool | int | float | str | tuple[str, ...]
+
+# A settings file is written by hand; one that is longer is not a settings file.
+FILE_BYTES_MAX = 2**20
+ENVIRONMENT_PREFIX = "P2PNODE_"
+TASK_ARGS = "task.args."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    # Accept connections here. Other machines must be able to reach it; 127.0.0.1:7400 keeps the node to this
+    # machine, port 0 lets the system choose.
+    listen: str = "0.0.0.0:7400"
+    # host:port under which others reach this node, where that differs from `listen` (port forwarding,
+    # containers).
+    advertise: tuple[str, ...] = ()
+    # Known addresses (host:port) through which to enter the network. Any node of the network will do.
+    join: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    # What is learned: a built-in name (digits, table) or module:factory of your own. Keyword arguments of the
+    # factory stand in [task.args].
+    factory: str = "digits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    # debug, info, warning or error.
+    level: str = "info"
+    # console (for people), json (for machines) or auto: console on a terminal, else json.
+    format: str = "auto"
+
+
+# Sections in the order in which people read them. `network` is what stands at the top of gossip's Config.
+_SECTIONS: dict[str, type] = {
+    "node": NodeSettings,
+    "network": Config,
+    "task": TaskSettings,
+    **{
+        name: hint
+        for name, hint in typing.get_type_hints(Config).items()
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type)
+    },
+    "log": LogSettings,
+}
+# The one name that reads badly as it is: network.network.
+_RENAMED = {("network", "network"): "name"}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "exchange.codec": ("f32", "int8", "int4"),
+    "log.level": ("debug", "info", "warning", "error"),
+    "log.format": ("auto", "console", "json"),
+}
+
+# Least and largest sensible value, both inclusive. Every number that is not named here lies in [0, inf).
+_RANGES: dict[str, tuple[float, float]] = {
+    "network.connections_max": (1, 4096),
+    "dht.k": (1, 64),
+    "dht.alpha": (1, 16),
+    "dht.request_timeout_s": (0.01, 3600.0),
+    "dht.refresh_interval_s": (0.1, math.inf),
+    "dht.record_ttl_s_max": (1.0, 7200.0),
+    "dht.publish_interval_s": (0.1, math.inf),
+    "membership.samplers": (1, 4096),
+    "membership.pool_max": (1, 2**20),
+    "membership.walk_interval_s": (0.1, math.inf),
+    "exchange.timeout_s": (0.01, 3600.0),
+    "exchange.reply_cache_max": (1, 2**16),
+    "exchange.norm_factor": (1.0, math.inf),
+    "exchange.clip_factor": (0.0, math.inf),
+    "exchange.offers_per_peer_s": (0.001, math.inf),
+    "learning.local_steps": (0, 2**20),
+    "learning.readout_decay": (0.0, 1.0),
+    # One shard at float32 must fit into a frame: gossip.wire.PAYLOAD_BYTES_MAX.
+    "learning.shard_values_max": (1, 2**20),
+    "learning.save_interval_s": (0.1, math.inf),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the table."""
+
+    name: str  # section.key, as people write it
+    kind: Any  # int, float, str or tuple[str, ...]
+    default: Any  # of that kind
+    owner: type  # the dataclass that has it ...
+    attribute: str  # ... under this name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the daemon was told, resolved, checked and immutable."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    task_args: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the task's factory
+    log: LogSettings = field(default_factory=LogSettings)
+    core: Config = field(default_factory=Config)
+    origins: Mapping[str, str] = field(default_factory=dict)  # name -> who said so; absent: default
+
+    def value(self, name: str) -> Value:
+        """The value in force for a row of the table."""
+        row = TABLE[name]
+        section = name.partition(".")[0]
+        if row.owner is Config:
+            owner: object = self.core
+        elif section in ("node", "task", "log"):
+            owner = getattr(self, section)
+        else:
+            owner = getattr(self.core, section)
+        value: Value = getattr(owner, row.attribute)
+        return value
+
+
+def _table() -> dict[str, Setting]:
+    rows = {}
+    for section, owner in _SECTIONS.items():
+        hints = typing.get_type_hints(owner)
+        for entry in dataclasses.fields(owner):
+            if dataclasses.is_dataclass(hints[entry.name]):
+                continue  # a section of its own
+            name = f"{section}.{_RENAMED.get((section, entry.name), entry.name)}"
+            rows[name] = Setting(
+                name=name, kind=hints[entry.name], default=entry.default, owner=owner, attribute=entry.name
+            )
+    return rows
+
+
+TABLE: dict[str, Setting] = _table()
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Iterable[tuple[str, str, str]] = (),
+) -> Settings:
+    """Resolve the settings.
+
+    Args:
+        file: config.toml; None or absent: none.
+        environ: `os.environ`; only names that begin with P2PNODE_ and contain `__` are looked at.
+        flags: (flag, name, text) in rising order of precedence, e.g. ("--set", "learning.local_steps", "8").
+
+    Raises:
+        UserError: USAGE; names the file or flag, the key, what was expected and what came.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    if file is not None and file.exists():
+        for name, value in _read(file):
+            found[name] = (_checked(name, value, origin=str(file)), str(file))
+    for variable, text in sorted((environ or {}).items()):
+        if variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            found[name] = (_checked(name, _from_text(name, text), origin=variable), variable)
+    for flag, name, text in flags:
+        found[name] = (_checked(name, _from_text(name, text), origin=flag), flag)
+    return _assembled(found)
+
+
+def parse_assignment(text: str) -> tuple[str, str]:
+    """Split `section.key=value` of `--set`.
+
+    Raises:
+        UserError: USAGE.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or "." not in name:
+        raise UserError(ExitCode.USAGE, f"--set expects section.key=value, got {text!r}.")
+    return name.strip(), value.strip()
+
+
+def default_toml(values: Mapping[str, str] | None = None) -> str:
+    """The commented config.toml that `init` writes.
+
+    Every default stands in a comment, so that a later version may improve it; `values` (name -> text) are
+    written as settings.
+    """
+    given = {
+        name: _checked(name, _from_text(name, text), origin="--set") for name, text in (values or {}).items()
+    }
+    lines = [
+        "# Settings of one p2pnode. What is commented out is the default. Stronger than this file are the",
+        "# environment (P2PNODE_SECTION__KEY) and flags (--set section.key=value); what is in force, and who",
+        "# said so, is shown by `p2pnode config show --origin`.",
+    ]
+    for section, owner in _SECTIONS.items():
+        lines += ["", f"[{section}]"]
+        explained = documentation(owner)
+        for row in TABLE.values():
+            if row.owner is owner:
+                lines += [f"# {line}" for line in explained[row.attribute]]
+                key = row.name.partition(".")[2]
+                if row.name in given:
+                    lines.append(f"{key} = {_to_toml(given[row.name])}")
+                else:
+                    lines.append(f"# {key} = {_to_toml(row.default)}")
+        if section == "task":
+            lines += ["", "[task.args]"]
+            lines += [
+                f"{json.dumps(name.removeprefix(TASK_ARGS))} = {_to_toml(value)}"
+                for name, value in given.items()
+                if name.startswith(TASK_ARGS)
+            ] or ["# Keyword arguments of the factory, for example:", "# lr = 0.1"]
+    return "\n".join(lines) + "\n"
+
+
+def documentation(owner: type) -> dict[str, list[str]]:
+    """The comment above (or behind) each field of a settings dataclass, as lines of text."""
+    explained: dict[str, list[str]] = {}
+    pending: list[str] = []
+    names = {entry.name for entry in dataclasses.fields(owner)}
+    for line in inspect.getsource(owner).splitlines():
+        text = line.strip()
+        name = text.partition(":")[0]
+        if text.startswith("#"):
+            pending.append(text.removeprefix("#").strip())
+        elif name in names:
+            behind = text.partition("  #")[2].strip()
+            explained[name] = [*pending, *([behind] if behind else [])]
+            pending = []
+        else:
+            pending = []
+    return explained
+
+
+def shown(settings: Settings) -> list[tuple[str, Any, str]]:
+    """(name, value, origin) of everything in force, in the order of the file."""
+    rows: list[tuple[str, Any, str]] = [
+        (name, settings.value(name), settings.origins.get(name, "default")) for name in TABLE
+    ]
+    arguments = [
+        (TASK_ARGS + key, value, settings.origins.get(TASK_ARGS + key, "default"))
+        for key, value in settings.task_args.items()
+    ]
+    after_task = max(index for index, row in enumerate(rows) if row[0].startswith("task.")) + 1
+    return rows[:after_task] + arguments + rows[after_task:]
+
+
+# --- from outside to values ------------------------------------------------------------------------
+
+
+def _read(file: Path) -> list[tuple[str, Any]]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise UserError(
+                ExitCode.USAGE, f"{file}: expected at most {FILE_BYTES_MAX} bytes of settings, got more."
+            )
+        document = tomllib.loads(data.decode())
+    except OSError as error:
+        raise UserError(ExitCode.USAGE, f"{file}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(ExitCode.USAGE, f"{file}: expected a TOML file, got: {error}.") from error
+    values: list[tuple[str, Any]] = []
+    for section, table in document.items():
+        if section not in _SECTIONS:
+            raise _unknown(section, _SECTIONS, origin=str(file), kind="section")
+        if not isinstance(table, dict):
+            raise UserError(
+                ExitCode.USAGE, f"{file}: expected a section [{section}], got {_described(table)}."
+            )
+        for key, value in table.items():
+            name = f"{section}.{key}"
+            if name == TASK_ARGS.rstrip("."):
+                if not isinstance(value, dict):
+                    raise UserError(
+                        ExitCode.USAGE, f"{file}: expected a table [task.args], got {_described(value)}."
+                    )
+                values += [(TASK_ARGS + argument, content) for argument, content in value.items()]
+            else:
+                values.append((name, value))
+    return values
+
+
+def _from_text(name: str, text: str) -> Any:
+    """Read the text of a flag or variable: as the type of the setting wants it."""
+    row = TABLE.get(name)
+    wanted = row.kind if row else None
+    if wanted is str and not text.startswith(('"', "'")):
+        return text
+    if wanted == tuple[str, ...] and not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    value = document.get("value")
+    # A second line would smuggle in a second key; dates are text to us.
+    return value if len(document) == 1 and isinstance(value, bool | int | float | str | list | dict) else text
+
+
+def _checked(name: str, value: Any, *, origin: str) -> Any:
+    if name.startswith(TASK_ARGS) and len(name) > len(TASK_ARGS):
+        return value  # the factory knows
+    if name not in TABLE:
+        raise _unknown(name, TABLE, origin=origin, kind="setting")
+    row = TABLE[name]
+    try:
+        result: Any = msgspec.convert(value, row.kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise _refused(name, value, _TYPE_TEXT.get(row.kind, str(row.kind)), origin=origin) from error
+    if name in _CHOICES and result not in _CHOICES[name]:
+        raise _refused(name, value, "one of " + ", ".join(_CHOICES[name]), origin=origin)
+    if isinstance(result, int | float) and not isinstance(result, bool):
+        least, largest = _RANGES.get(name, (0, math.inf))
+        # Written so that NaN fails. Infinity is a duration some people want; a count cannot be infinite.
+        if not least <= result <= largest:
+            limit = f"at least {least:g}" if largest == math.inf else f"between {least:g} and {largest:g}"
+            raise _refused(name, value, f"{_TYPE_TEXT[row.kind]} {limit}", origin=origin)
+    return result
+
+
+_TYPE_TEXT: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple[str, ...]: "a list of texts",
+}
+
+
+def _described(value: Any) -> str:
+    kind = {
+        bool: "a truth value",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a table",
+    }
+    return f"{kind.get(type(value), type(value).__name__)} ({value!r:.60})"
+
+
+def _refused(name: str, value: Any, expected: str, *, origin: str) -> UserError:
+    return UserError(ExitCode.USAGE, f"{origin}: {name}: expected {expected}, got {_described(value)}.")
+
+
+def _unknown(name: str, known: Iterable[str], *, origin: str, kind: str) -> UserError:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "`p2pnode config show` lists all of them."
+    return UserError(ExitCode.USAGE, f"{origin}: there is no {kind} {name!r}; {hint}")
+
+
+def _assembled(found: Mapping[str, tuple[Any, str]]) -> Settings:
+    def filled(section: str, owner: type) -> dict[str, Any]:
+        return {
+            row.attribute: found[row.name][0]
+            for row in TABLE.values()
+            if row.owner is owner and row.name in found and row.name.startswith(section + ".")
+        }
+
+    core = Config(
+        **filled("network", Config),
+        **{
+            section: owner(**filled(section, owner))
+            for section, owner in _SECTIONS.items()
+            if section not in ("node", "network", "task", "log")
+        },
+    )
+    return Settings(
+        node=NodeSettings(**filled("node", NodeSettings)),
+        task=TaskSettings(**filled("task", TaskSettings)),
+        task_args={
+            name.removeprefix(TASK_ARGS): value
+            for name, (value, _) in found.items()
+            if name.startswith(TASK_ARGS)
+        },
+        log=LogSettings(**filled("log", LogSettings)),
+        core=core,
+        origins={name: origin for name, (_, origin) in found.items()},
+    )
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_to_toml(part) for part in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_to_toml(part)}" for key, part in value.items()) + "}"
+    return repr(value)

@@ -1,0 +1,174 @@
+"""Settings: four sources, one table, and a sentence for every mistake."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossip.config import Config
+from p2pnode import settings
+from p2pnode.errors import ExitCode, UserError
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "config.toml"
+    file.write_text(text)
+    return file
+
+
+def sentence(folder: Path, text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        settings.load(file=written(folder, text))
+    assert caught.value.code is ExitCode.USAGE
+    return str(caught.value)
+
+
+def test_without_any_source_the_core_gets_its_own_defaults() -> None:
+    assert settings.load().core == Config()
+
+
+def test_every_field_of_the_core_can_be_set() -> None:
+    """One source of truth: whoever adds a field to gossip.config has added a setting."""
+    sections = {
+        f.name: getattr(Config(), f.name)
+        for f in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(getattr(Config(), f.name))
+    }
+    wanted = {f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)}
+    assert wanted <= set(settings.TABLE)
+    assert {"network.name", "network.connections_max"} <= set(settings.TABLE)
+
+
+def test_a_stronger_source_wins_and_is_named_as_the_origin(tmp_path: Path) -> None:
+    file = written(tmp_path, "[learning]\nlocal_steps = 1\nrounds_max = 1\nsave_interval_s = 1\n")
+    loaded = settings.load(
+        file=file,
+        environ={"P2PNODE_LEARNING__ROUNDS_MAX": "2", "P2PNODE_LEARNING__SAVE_INTERVAL_S": "2", "PATH": "x"},
+        flags=[("--set", "learning.save_interval_s", "3")],
+    )
+    learning = loaded.core.learning
+    assert (learning.local_steps, learning.rounds_max, learning.save_interval_s) == (1, 2, 3.0)
+    origin = {name: who for name, _, who in settings.shown(loaded)}
+    assert origin["learning.local_steps"] == str(file)
+    assert origin["learning.rounds_max"] == "P2PNODE_LEARNING__ROUNDS_MAX"
+    assert origin["learning.save_interval_s"] == "--set"
+    assert origin["dht.k"] == "default"
+
+
+def test_a_whole_number_serves_where_a_fraction_is_wanted(tmp_path: Path) -> None:
+    loaded = settings.load(file=written(tmp_path, "[exchange]\ntimeout_s = 4\n"))
+    assert type(loaded.core.exchange.timeout_s) is float
+
+
+def test_the_name_of_the_network_reaches_the_core_even_if_it_looks_like_a_number() -> None:
+    assert settings.load(flags=[("--set", "network.name", "7")]).core.network == "7"
+
+
+def test_lists_are_written_with_commas_on_the_command_line() -> None:
+    loaded = settings.load(flags=[("--join", "node.join", "a:1, b:2")])
+    assert loaded.node.join == ("a:1", "b:2")
+    assert settings.load(flags=[("--set", "node.join", '["c:3"]')]).node.join == ("c:3",)
+
+
+def test_arguments_of_the_task_are_free_and_typed_by_their_look(tmp_path: Path) -> None:
+    file = written(tmp_path, '[task]\nfactory = "m:f"\n[task.args]\nlr = 0.5\nname = "x"\n')
+    loaded = settings.load(
+        file=file,
+        environ={"P2PNODE_TASK__ARGS__DEPTH": "3"},
+        flags=[("--set", "task.args.lr", "0.1"), ("--data", "task.args.path", "a/b.csv")],
+    )
+    assert loaded.task.factory == "m:f"
+    assert dict(loaded.task_args) == {"lr": 0.1, "name": "x", "depth": 3, "path": "a/b.csv"}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[learning]\nlocal_step = 8", ["learning.local_step", "did you mean learning.local_steps?"]),
+        ("[lerning]\nlocal_steps = 8", ["section 'lerning'", "did you mean learning?"]),
+        (
+            "[learning]\nlocal_steps = 'x'",
+            ["learning.local_steps", "expected a whole number", "got text ('x')"],
+        ),
+        ("[learning]\nlocal_steps = true", ["expected a whole number", "got a truth value"]),
+        ("[learning]\nlocal_steps = 1.5", ["expected a whole number", "got a number (1.5)"]),
+        ("[learning]\nround_interval_s = nan", ["expected a number", "nan"]),
+        ("[learning]\nround_interval_s = -1", ["at least 0", "-1"]),
+        ("[learning]\nshard_values_max = 2_000_000", ["between 1 and", "2000000"]),
+        ("[exchange]\ncodec = 'zip'", ["one of f32, int8, int4", "got text ('zip')"]),
+        ("[node]\njoin = 'a:1'", ["node.join", "a list of texts"]),
+        ("[node]\njoin = [1]", ["node.join", "a list of texts"]),
+        ("[task]\nargs = 3", ["[task.args]", "a whole number"]),
+        ("learning = 3", ["[learning]", "a whole number"]),
+        ("[learning", ["expected a TOML file"]),
+    ],
+)
+def test_a_mistake_in_the_file_is_a_sentence_with_file_key_expected_and_got(
+    tmp_path: Path, text: str, parts: list[str]
+) -> None:
+    said = sentence(tmp_path, text)
+    assert str(tmp_path / "config.toml") in said
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "part"),
+    [
+        ({"P2PNODE_LEARNING__LOCAL_STEP": "8"}, [], "P2PNODE_LEARNING__LOCAL_STEP: there is no setting"),
+        ({"P2PNODE_DHT__K": "many"}, [], "P2PNODE_DHT__K: dht.k: expected a whole number, got text ('many')"),
+        ({}, [("--set", "dht.kk", "8")], "--set: there is no setting 'dht.kk'; did you mean dht.k?"),
+        ({}, [("--set", "dht.k", "8\nalpha = 3")], "dht.k: expected a whole number"),
+    ],
+)
+def test_a_mistake_elsewhere_names_the_variable_or_flag(
+    environ: dict[str, str], flags: list[tuple[str, str, str]], part: str
+) -> None:
+    with pytest.raises(UserError, match=r"expected|there is no") as caught:
+        settings.load(environ=environ, flags=flags)
+    assert part in str(caught.value)
+
+
+def test_home_and_passphrase_are_not_settings() -> None:
+    assert settings.load(environ={"P2PNODE_HOME": "x", "P2PNODE_PASSPHRASE": "y"}).origins == {}
+
+
+def test_the_file_that_init_writes_explains_every_setting_and_changes_nothing(tmp_path: Path) -> None:
+    text = settings.default_toml()
+    loaded = settings.load(file=written(tmp_path, text))
+    assert loaded == settings.load()
+    lines = text.splitlines()
+    for name, row in settings.TABLE.items():
+        place = lines.index(f"# {name.partition('.')[2]} = {settings._to_toml(row.default)}")
+        assert lines[place - 1].startswith("# "), f"{name} has no explanation"
+
+
+def test_the_file_that_init_writes_is_valid_when_every_default_is_uncommented(tmp_path: Path) -> None:
+    names = {f"# {name.partition('.')[2]} = " for name in settings.TABLE}
+    lines = [
+        line.removeprefix("# ") if any(line.startswith(name) for name in names) else line
+        for line in settings.default_toml().splitlines()
+    ]
+    loaded = settings.load(file=written(tmp_path, "\n".join(lines)))
+    assert loaded.core == Config()
+    assert len(loaded.origins) == len(settings.TABLE)
+
+
+@pytest.mark.parametrize("value", ['a"b\\c', "é\x7f\n", "plain"])
+def test_values_given_to_init_come_back(tmp_path: Path, value: str) -> None:
+    text = settings.default_toml({"network.name": value, "task.args.lr": "0.1", "node.join": "a:1,b:2"})
+    loaded = settings.load(file=written(tmp_path, text))
+    assert loaded.core.network == value
+    assert loaded.node.join == ("a:1", "b:2")
+    assert dict(loaded.task_args) == {"lr": 0.1}
+    assert tomllib.loads(text)["task"]["args"] == {"lr": 0.1}
+
+
+def test_assignments_need_a_section_and_a_value() -> None:
+    wrong: Any
+    for wrong in ("k=3", "dht.k", ""):
+        with pytest.raises(UserError, match=r"section\.key=value"):
+            settings.parse_assignment(wrong)
+    assert settings.parse_assignment("a.b=c=d") == ("a.b", "c=d")
