@@ -1,0 +1,184 @@
+"""What a user plugs in (a task), the shape of what is shared (a schema), and which run that makes.
+
+Two peers may exchange weights only if they mean the same thing by them. So everything they must agree on is
+hashed into the run id: network, leaf names, shapes and types, task, learning rules, genesis. The receiver
+owns this manifest; the wire carries bytes of exactly the expected length. JAX is not imported here: a daemon
+that only relays, and every command that does not train, lives without it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from gossip.config import LearningConfig
+from gossip.errors import LocalError
+from gossip.learning.codec import BLOCK
+from gossip.learning.shards import shard_sizes
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Batch: TypeAlias = Mapping[str, npt.NDArray[Any]]
+Split: TypeAlias = Literal["train", "test"]
+
+# Name and version of the exchange rules: peers with other arithmetic must not average with us.
+STRATEGY = "shard-pair/1"
+
+_SCHEMA_DOMAIN = "p2pnode/schema/v1"
+_RUN_DOMAIN = "p2pnode/run/v1"
+
+
+class Task(Protocol):
+    """A model, its loss and this machine's data.
+
+    Optional attributes: `name` and `version` (str; part of the run id; change the version when the meaning of
+    the weights changes) and `optimizer() -> optax.GradientTransformation` (default: SGD, trainer.py).
+    """
+
+    def init(self, key: Any) -> Any:
+        """Return the parameters, any pytree; its float leaves are shared, the others stay as they are.
+
+        A pure function of the JAX key: every peer derives the same genesis from it.
+        """
+        ...
+
+    def loss(self, params: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
+        """Return (scalar loss, {metric name: scalar}) for one batch, means over its rows. Pure, jit-able."""
+        ...
+
+    def batches(self, split: Split, seed: int) -> Iterator[Batch]:
+        """Return {name: array} of fixed shapes, rows first.
+
+        "train" never ends: this machine's rows, in an order that `seed` decides. "test" ends, and is the
+        same for every seed.
+        """
+        ...
+
+
+class Leaf(Struct, frozen=True, array_like=True):
+    """One shared array of the model, as the user named it."""
+
+    name: str  # path in the pytree, "layers/0/w"
+    shape: tuple[int, ...]
+    dtype: str  # the user's type; on the wire and in the shared vector everything is float32
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+class Schema(Struct, frozen=True):
+    """The ordered shared leaves; their concatenation is the vector that shards are cut from."""
+
+    leaves: tuple[Leaf, ...]
+
+    @property
+    def values(self) -> int:
+        """Length of the shared vector."""
+        total = 0
+        for leaf in self.leaves:
+            count = 1
+            for extent in leaf.shape:
+                count *= extent
+            total += count
+        return total
+
+    @property
+    def id(self) -> bytes:
+        """SHA-256 of the canonical encoding, 32 bytes."""
+        return hashlib.sha256(msgspec.msgpack.encode([_SCHEMA_DOMAIN, self.leaves])).digest()
+
+    def difference(self, other: "Schema") -> str:
+        """Say in one sentence how `other` differs from this schema; empty if it does not."""
+        mine = {leaf.name: leaf for leaf in self.leaves}
+        theirs = {leaf.name: leaf for leaf in other.leaves}
+        said = [f"lacks {leaf}" for name, leaf in mine.items() if name not in theirs]
+        said += [f"has {leaf} besides" for name, leaf in theirs.items() if name not in mine]
+        said += [
+            f"has {theirs[name]} instead of {leaf}"
+            for name, leaf in mine.items()
+            if name in theirs and theirs[name] != leaf
+        ]
+        if not said and self != other:
+            said = ["has the same leaves in another order"]
+        if not said:
+            return ""
+        more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+        return "the other model " + ", ".join(said[:3]) + more
+
+
+class RunInfo(Struct, frozen=True):
+    """What the node core knows about the learning: names, hashes and lengths, never arrays."""
+
+    id: bytes  # 32 bytes: peers of another run are refused
+    network: str
+    task: str  # "digits/1": name and version, for people
+    schema: bytes  # Schema.id, 32 bytes
+    reference: bytes  # SHA-256 of the genesis vector, little-endian float32: the A of every exchange
+    shard_sizes: tuple[int, ...]  # values in each shard
+
+    def difference(self, *, run: bytes, schema: bytes, task: str) -> str:
+        """Say in one sentence why a peer with these ids is not of this run; empty if it is."""
+        if run == self.id:
+            return ""
+        if task != self.task:
+            return f"our task is {self.task!r}, the other's {task[:64]!r}"
+        if schema != self.schema:
+            return f"our model has schema {self.schema.hex()[:12]}, the other's {schema.hex()[:12]}"
+        return (
+            f"same task and model, but our run is {self.id.hex()[:12]} and the other's {run.hex()[:12]}:"
+            " network name, genesis seed, shard size or learning rules differ"
+        )
+
+
+def task_name(task: Task) -> str:
+    """Return "name/version" of a task; a task without a name goes by that of its class."""
+    kind = type(task)
+    name = getattr(task, "name", f"{kind.__module__}:{kind.__qualname__}")
+    version = getattr(task, "version", "0")
+    return f"{name}/{version}"
+
+
+def vector_hash(vector: FloatArray) -> bytes:
+    """Return the SHA-256 of the little-endian float32 bytes of a vector."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).digest()
+
+
+def run_info(
+    *, network: str, task: Task, schema: Schema, genesis: FloatArray, learning: LearningConfig
+) -> RunInfo:
+    """Return the manifest of a run.
+
+    Args:
+        network: Name of the network.
+        task: Gives name and version only.
+        schema: Of the task's parameters (Trainer.schema).
+        genesis: Shared vector of the initial parameters, float32, shape (schema.values,).
+        learning: Of it, what peers must agree on: shard size and genesis seed.
+
+    Raises:
+        LocalError: genesis and schema do not fit each other.
+    """
+    if genesis.shape != (schema.values,):
+        raise LocalError(f"genesis has shape {genesis.shape}, the schema has {schema.values} values")
+    name = task_name(task)
+    agreed = [
+        _RUN_DOMAIN,
+        network,
+        schema.id,
+        name,
+        STRATEGY,
+        BLOCK,
+        learning.shard_values_max,
+        learning.genesis_seed,
+    ]
+    return RunInfo(
+        id=hashlib.sha256(msgspec.msgpack.encode(agreed)).digest(),
+        network=network,
+        task=name,
+        schema=schema.id,
+        reference=vector_hash(genesis),
+        shard_sizes=shard_sizes(schema.values, learning.shard_values_max),
+    )
