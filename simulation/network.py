@@ -1,0 +1,205 @@
+"""The links between simulated nodes: how late, how often and whether at all a frame arrives.
+
+Pure: a function of its settings, its own generator and the calls made so far. The heap world and the
+in-memory transport of the real daemon ask the same object, so that one scenario means one thing under both
+drivers. The one options struct is modelled on TigerBeetle's packet simulator.
+"""
+
+import math
+import random
+from collections.abc import Hashable, Iterable
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+Endpoint: TypeAlias = (
+    Hashable  # the index of a node in the world, its NodeId, or its address: the caller's choice
+)
+
+Probability: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+
+# A lost leg of a handshake is sent again after so long: the initial retransmission timeout of TCP, RFC 6298
+# (2.1).
+RETRANSMIT_S = 1.0
+# ... and so often before the dial is given up: Linux's default of 6 would outlast every timeout of ours.
+RETRANSMITS_MAX = 4
+# Forget when the last frame to a target arrived once a source has spoken to so many; only past dates are
+# dropped.
+LINKS_REMEMBERED = 512
+
+
+class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one way of every link is like. Times in seconds, probabilities per frame."""
+
+    # One-way delay: minimum, plus a random part so that the mean is the mean.
+    delay_s_mean: Seconds = 0.0
+    delay_s_min: Seconds = 0.0
+    # Shape of the random part. Log-normal has the heavy tail of the internet; exponential is memoryless.
+    jitter: Literal["lognormal", "exponential", "none"] = "lognormal"
+    # Sigma of the log-normal: 0.5 puts one frame in a hundred at 2.8 times the mean of the random part.
+    jitter_sigma: Annotated[float, Meta(ge=0, le=3)] = 0.5
+    loss: Probability = 0.0
+    duplication: Probability = 0.0
+    # A reordered frame does not queue behind the frames sent before it, and takes up to `reorder_s_max`
+    # longer.
+    reorder: Probability = 0.0
+    reorder_s_max: Seconds = 0.5
+    # A spike: the frame (and all behind it) hangs for up to `spike_s_max`, as behind a full buffer.
+    spike: Probability = 0.0
+    spike_s_max: Seconds = 2.0
+    # Uplink of a node; frames queue for it. 0: unlimited.
+    bandwidth_bytes_s: Annotated[float, Meta(ge=0)] = 0.0
+
+
+# Presets are whole settings; a scenario changes single fields of one of them.
+PRESETS: dict[str, LinkSettings] = {
+    "ideal": LinkSettings(),
+    # One switch: half a millisecond, a gigabit.
+    "lan": LinkSettings(delay_s_mean=0.0005, delay_s_min=0.0001, bandwidth_bytes_s=125e6),
+    # Homes and data centres of two continents: 160 ms there and back on average, 20 Mbit/s up.
+    "wan": LinkSettings(delay_s_mean=0.08, delay_s_min=0.02, bandwidth_bytes_s=2.5e6),
+}
+
+
+class Partition:
+    """From `start_s` until before `end_s`, nodes of different groups do not reach each other.
+
+    Symmetric. A node in none of the groups belongs to one more group, made of all such nodes.
+    """
+
+    __slots__ = ("_group", "end_s", "start_s")
+
+    def __init__(self, groups: Iterable[Iterable[Endpoint]], *, start_s: float, end_s: float) -> None:
+        self.start_s = start_s
+        self.end_s = end_s
+        self._group = {node: number for number, group in enumerate(groups, 1) for node in group}
+
+    def cuts(self, source: Endpoint, target: Endpoint, now: float) -> bool:
+        if not self.start_s <= now < self.end_s:
+            return False
+        return self._group.get(source, 0) != self._group.get(target, 0)
+
+
+class LinkModel:
+    """Fates of frames. Frames of one direction of one link arrive in order unless `reorder` strikes.
+
+    Args:
+        settings: The same for every link.
+        rng: Its own generator; nobody else draws from it.
+        partitions: Cuts, known in advance; more may be added with `partition`.
+    """
+
+    def __init__(
+        self, settings: LinkSettings, rng: random.Random, partitions: Iterable[Partition] = ()
+    ) -> None:
+        self.settings = settings
+        self.counts: dict[str, int] = {}  # faults that really struck, by kind
+        self._rng = rng
+        self._random = rng.random
+        self._partitions = list(partitions)
+        self._free_at: dict[Endpoint, float] = {}  # when the uplink of a node has sent all it was given
+        self._last: dict[Endpoint, dict[Endpoint, float]] = {}  # source -> target -> last arrival
+        spread = max(0.0, settings.delay_s_mean - settings.delay_s_min)
+        self._spread = spread if settings.jitter != "none" else 0.0
+        self._fixed = settings.delay_s_min if settings.jitter != "none" else settings.delay_s_mean
+        self._mu = math.log(spread) - settings.jitter_sigma**2 / 2 if spread > 0 else 0.0
+        # Thresholds of one uniform draw: rare fates share it, so that a clean frame costs one draw.
+        self._loss = settings.loss
+        self._duplication = self._loss + (1 - self._loss) * settings.duplication
+
+    def partition(self, cut: Partition) -> None:
+        """Adds a cut, planned or just decided."""
+        self._partitions.append(cut)
+
+    def cut(self, source: Endpoint, target: Endpoint, now: float) -> bool:
+        """Whether a partition stands between the two now."""
+        return any(cut.cuts(source, target, now) for cut in self._partitions)
+
+    def delay(self) -> float:
+        """One draw of the one-way delay, seconds."""
+        if self._spread == 0.0:
+            return self._fixed
+        if self.settings.jitter == "lognormal":
+            return self._fixed + math.exp(self._rng.gauss(self._mu, self.settings.jitter_sigma))
+        return self._fixed + self._rng.expovariate(1.0 / self._spread)
+
+    def fates(self, source: Endpoint, target: Endpoint, size_bytes: int, now: float) -> list[float]:
+        """What becomes of a frame sent now.
+
+        Returns:
+            The delays in seconds after which copies arrive: empty where it is lost, two where it is
+            duplicated.
+        """
+        settings = self.settings
+        delay = self.delay()
+        if settings.bandwidth_bytes_s:
+            start = self._free_at.get(source, 0.0)
+            if start < now:
+                start = now
+            self._free_at[source] = free = start + size_bytes / settings.bandwidth_bytes_s
+            delay += free - now
+        draw = self._random()
+        if draw < self._loss:
+            self._count("loss")
+            return []
+        if self._partitions and self.cut(source, target, now):
+            self._count("partition")
+            return []
+        if settings.spike and self._random() < settings.spike:
+            self._count("delay")
+            delay += self._random() * settings.spike_s_max
+        if settings.reorder and self._random() < settings.reorder:
+            self._count("reorder")
+            delay += self._random() * settings.reorder_s_max
+        else:
+            delay = self._in_order(source, target, delay, now)
+        if draw < self._duplication:
+            self._count("duplication")
+            return [delay, delay + self.delay()]
+        return [delay]
+
+    def _in_order(self, source: Endpoint, target: Endpoint, delay: float, now: float) -> float:
+        links = self._last.get(source)
+        if links is None:
+            links = self._last[source] = {}
+        arrival = now + delay
+        before = links.get(target, 0.0)
+        if before > arrival:
+            delay = before - now
+            while now + delay < before:  # rounding must not turn two frames around
+                delay = math.nextafter(delay, math.inf)
+            arrival = now + delay
+        elif len(links) > LINKS_REMEMBERED:
+            links = self._last[source] = {other: date for other, date in links.items() if date > now}
+        links[target] = arrival
+        return delay
+
+    def reliable(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
+        """Seconds for one leg of what TCP itself sends: repeated when lost, behind what was sent before.
+
+        None where a partition, or bad luck RETRANSMITS_MAX times over, lets nothing through.
+        """
+        if self._partitions and self.cut(source, target, now):
+            self._count("partition")
+            return None
+        total = self.delay()
+        for _attempt in range(RETRANSMITS_MAX + 1):
+            if self._random() >= self._loss:
+                return self._in_order(source, target, total, now)
+            self._count("loss")
+            total += RETRANSMIT_S
+        return None
+
+    def handshake(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
+        """Seconds until a dial has become a connection: one and a half round trips; None where it cannot."""
+        total = 0.0
+        for sender, receiver in ((source, target), (target, source), (source, target)):
+            leg = self.reliable(sender, receiver, now + total)
+            if leg is None:
+                return None
+            total += leg
+        return total
+
+    def _count(self, kind: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
