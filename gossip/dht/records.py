@@ -193,32 +193,6 @@ def _purpose(kind: type[Struct]) -> Purpose:
     return Purpose.PEER_RECORD if kind is PeerRecord else Purpose.PROVIDER_RECORD
 
 
-class Opener(Generic[R]):
-    """`open_record` that remembers: the same record comes in answer after answer, and a verify costs 50 us.
-
-    Only what passed is remembered, keyed by all of its bytes, so junk displaces and impersonates nothing.
-
-    Args:
-        network: 32 bytes.
-        kind: What is expected.
-        remembered_max: The least recently used goes first. 1 kB each.
-    """
-
-    def __init__(self, network: bytes, kind: type[R], *, remembered_max: int = 1024) -> None:
-        self._network = network
-        self._kind = kind
-        self._remembered_max = remembered_max
-        self._remembered: dict[bytes, Opened[R]] = {}
-
-    def open(self, data: bytes) -> Opened[R]:
-        """As `open_record`."""
-        opened = self._remembered.pop(data, None) or open_record(data, self._network, self._kind)
-        self._remembered[data] = opened
-        if len(self._remembered) > self._remembered_max:
-            del self._remembered[next(iter(self._remembered))]
-        return opened
-
-
 @dataclass(frozen=True, slots=True)
 class Equivocation:
     """A proof that anybody can check: two different records of one owner, place and sequence number."""
