@@ -1,0 +1,101 @@
+"""The simulator with everything real: 500 nodes, signatures, DHT, exchanges, training.
+
+A node-update is one local training job of one node together with the exchange that it initiates. gossipy's 721 per
+second (500 nodes, logistic regression, digits; one core, recorded) model messages and learning, no network protocol.
+A bare JAX loop over all nodes at once, and a heap that does nothing, are the physical limits in the same run.
+"""
+
+import heapq
+import subprocess
+import sys
+import time
+
+from tests.bench.figures import Figure, seconds
+from tests.bench.processes import BIN, answer
+
+SCENARIO = "digits-500-logistic"
+NODES = 500
+# reference: gossipy at commit ea85ab1, torch 2.13 on the processor.
+GOSSIPY_UPDATES = 721.0
+GOSSIPY_MB = 461.0
+
+# 500 logistic regressions on their own three rows of digits (1,437 rows, 500 nodes), one step a round and a mean of
+# pairs: what gossipy's nodes compute, without any message.
+BARE = """
+import time, jax, jax.numpy as jnp
+nodes, rounds = 500, 2000
+x = jax.random.normal(jax.random.key(0), (nodes, 3, 64))  # (nodes, rows, features)
+y = jax.random.randint(jax.random.key(1), (nodes, 3), 0, 10)  # (nodes, rows)
+def loss(w, x, y):
+    return -jnp.take_along_axis(jax.nn.log_softmax(x @ w), y[:, None], axis=1).mean()
+@jax.jit
+def run(w):
+    def step(w, key):
+        w = w - 0.1 * jax.vmap(jax.grad(loss))(w, x, y)
+        return (w + w[jax.random.permutation(key, nodes)]) / 2, None
+    return jax.lax.scan(step, w, jax.random.split(jax.random.key(2), rounds))[0]
+w = jnp.zeros((nodes, 64, 10))
+run(w).block_until_ready()
+start = time.perf_counter()
+run(w).block_until_ready()
+print(nodes * rounds / (time.perf_counter() - start))
+"""
+
+
+def bare_updates() -> float:
+    """Node-updates a second of the bare JAX loop."""
+    result = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=300)
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr[-500:])
+    return float(result.stdout)
+
+
+def bare_events(count: int = 300_000) -> float:
+    """Events a second of a heap whose events do nothing but schedule the next one."""
+    heap = [(float(node), node, node) for node in range(NODES)]
+    heapq.heapify(heap)
+
+    def run() -> None:
+        for sequence in range(NODES, NODES + count):
+            date, _, node = heapq.heappop(heap)
+            heapq.heappush(heap, (date + 1.0 + node * 1e-6, sequence, node))
+
+    return count / seconds(run)
+
+
+def world() -> list[Figure]:
+    start = time.perf_counter()
+    found = answer(BIN / "p2psim", "run", SCENARIO, "--seed", "1", "--json")
+    whole = time.perf_counter() - start
+    wall = found["wall_s"]
+    assert found["nodes"] == NODES, found["nodes"]
+    assert 0 < wall <= whole
+    updates, events = found["node_updates"] / wall, found["events"] / wall
+    where = f"{NODES} nodes, {found['accuracy']['mean']:.3f} accurate at the end"
+    return [
+        Figure(
+            name=f"world: node-updates, {where}",
+            value=updates,
+            unit="1/s",
+            reference=GOSSIPY_UPDATES,
+            against="gossipy",
+            recorded=True,
+        ),
+        Figure(
+            name="world: node-updates",
+            value=updates,
+            unit="1/s",
+            reference=bare_updates(),
+            against="bare JAX loop without messages",
+        ),
+        Figure(
+            name="world: events",
+            value=events,
+            unit="1/s",
+            reference=bare_events(),
+            against="heap whose events do nothing",
+        ),
+    ]
+
+
+BENCHMARKS = (world,)
