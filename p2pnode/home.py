@@ -14,6 +14,7 @@ start* (threats.md, T7): a warning would be read after the theft.
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ HOME_VARIABLE = "P2PNODE_HOME"
 PASSPHRASE_VARIABLE = "P2PNODE_PASSPHRASE"
 # A sealed key is some hundred bytes; whatever is longer is not one.
 KEY_BYTES_MAX = 4096
+# How soon a person who typed `stop` notices that it is done.
+FREE_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,21 @@ def take_lock(home: Home) -> int:
             ExitCode.RUNNING, f"{home.path}: a daemon already runs in this home; `p2pnode stop` ends it."
         ) from error
     return handle
+
+
+def wait_until_free(home: Home, timeout_s: float) -> bool:
+    """Wait until no daemon holds the lock of `home`; False if one still does after `timeout_s`."""
+    give_up = time.monotonic() + timeout_s
+    while True:
+        try:
+            os.close(take_lock(home))
+            return True
+        except UserError as error:
+            if error.code is not ExitCode.RUNNING:
+                raise
+        if time.monotonic() >= give_up:
+            return False
+        time.sleep(FREE_POLL_S)
 
 
 def _refuse_open(path: Path, found: os.stat_result, *, wanted: int) -> None:

@@ -1,58 +1,20 @@
-"""Logging: one line per event, and nothing from a peer can become anything but text.
+"""Logging: one line per event, and nothing from a peer can become anything but text (`printable`).
 
-A name, an error or an agent string that a peer chose may contain escape sequences that move the cursor,
-retitle the window or fake a second log line (threats.md, T41). `printable` is the one place where such text
-is made harmless; the dashboard uses it too.
+Decisions and transitions are logged, not steps: what changed, for whom, and why something was refused.
 """
 
 import json
 import logging
 import sys
-import unicodedata
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-# Longer texts are cut: a log line is for reading. Tracebacks of our own are exempt.
-TEXT_LENGTH_MAX = 500
+from p2pnode.printable import TEXT_LENGTH_MAX, printable
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
-
-def printable(text: str, limit: int = TEXT_LENGTH_MAX) -> str:
-    """`text` with everything that is not a visible character or a plain space escaped, cut to `limit`
-    characters.
-
-    Escaped are C0 and C1 controls, line and paragraph separators, every format character (bidirectional
-    overrides, zero-width, tags), lone surrogates, private use and unassigned code points, and the backslash
-    itself, so that no two texts look the same by escaping. Combining marks are kept, after composition (NFC),
-    but at most two in a row.
-    """
-    # Cut first: composing a hostile megabyte is work; composition never makes a text more than three times
-    # longer.
-    composed = unicodedata.normalize("NFC", text[: limit + 1])
-    parts: list[str] = []
-    marks = 0
-    for character in composed:
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        if character == "\\":
-            parts.append("\\\\")
-        elif character.isprintable() and marks <= 2:
-            parts.append(character)
-        else:
-            parts.append(_escaped(character))
-    safe = "".join(parts)
-    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    known = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
-    if known:
-        return known
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def configure(

@@ -223,13 +223,13 @@ def default_toml(values: Mapping[str, str] | None = None) -> str:
                 lines += [f"# {line}" for line in explained[row.attribute]]
                 key = row.name.partition(".")[2]
                 if row.name in given:
-                    lines.append(f"{key} = {_to_toml(given[row.name])}")
+                    lines.append(f"{key} = {to_toml(given[row.name])}")
                 else:
-                    lines.append(f"# {key} = {_to_toml(row.default)}")
+                    lines.append(f"# {key} = {to_toml(row.default)}")
         if section == "task":
             lines += ["", "[task.args]"]
             lines += [
-                f"{json.dumps(name.removeprefix(TASK_ARGS))} = {_to_toml(value)}"
+                f"{json.dumps(name.removeprefix(TASK_ARGS))} = {to_toml(value)}"
                 for name, value in given.items()
                 if name.startswith(TASK_ARGS)
             ] or ["# Keyword arguments of the factory, for example:", "# lr = 0.1"]
@@ -404,13 +404,14 @@ def _assembled(found: Mapping[str, tuple[Any, str]]) -> Settings:
     )
 
 
-def _to_toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
+    """`value` as it stands behind `key = ` in a TOML file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_to_toml(part) for part in value) + "]"
+        return "[" + ", ".join(to_toml(part) for part in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_to_toml(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {to_toml(part)}" for key, part in value.items()) + "}"
     return repr(value)

@@ -141,7 +141,7 @@ def test_the_file_that_init_writes_explains_every_setting_and_changes_nothing(tm
     assert loaded == settings.load()
     lines = text.splitlines()
     for name, row in settings.TABLE.items():
-        place = lines.index(f"# {name.partition('.')[2]} = {settings._to_toml(row.default)}")
+        place = lines.index(f"# {name.partition('.')[2]} = {settings.to_toml(row.default)}")
         assert lines[place - 1].startswith("# "), f"{name} has no explanation"
 
 
