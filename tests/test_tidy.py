@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("crypto", "gossip", "p2pnode", "simulation")
 
-# One idea per file. The largest file of h11, the smallest perfect library we know, has 659 lines.
-LINES_MAX = 600
+# One idea per file. The largest file of h11, the smallest perfect library we know, has 659 lines; rounded up.
+LINES_MAX = 700
 
 # The one place that may catch everything: it logs what nobody expected and stops the daemon in order.
 SUPERVISOR = "p2pnode/daemon.py"

@@ -98,7 +98,7 @@ def exchanged_s(codec: str, shards: int) -> float:
             task = ("--task", "tests.bench.model:make")
             command = (BIN / "p2pnode", "run", "--home", home, "--listen", "127.0.0.1:0", *join, *task, *sets)
             process = stack.enter_context(running(*command, log=log))
-            address = wait_until_up(home, process, log)["listen"]
+            address = wait_until_up(home, process, log)["address"]
         return seconds_per_model(homes[1], shards)
 
 
