@@ -270,6 +270,15 @@ def test_a_version_mismatch_is_named() -> None:
         responder(version=1).receive_data(initiator(version=2).data_to_send())
 
 
+def test_an_opening_with_something_in_its_padding_is_refused() -> None:
+    """From an honest Noise end too: the padding is no place for private extensions."""
+    for payload in (padded(MAGIC + b"\0\1\1"), padded(MAGIC + b"\0\1")[:-1] + b"\1"):
+        b = responder()
+        with pytest.raises(CryptoError, match="padding"):
+            b.receive_data(framed(Rogue(initiator=True).noise.write_message(payload)))
+        assert b.data_to_send() == b""
+
+
 def test_a_recorded_handshake_is_refused_by_a_second_responder() -> None:
     first, _, third = handshake_bytes()
     for seed in (20, 21):

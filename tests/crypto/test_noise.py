@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crypto.errors import CryptoError
-from crypto.noise import NONCE_MAX, XX, CipherState, HandshakeState, KeyPair, Pattern
+from crypto.noise import NONCE_MAX, XX, CipherState, HandshakeState, KeyPair, Pattern, dh
 
 X25519_VECTORS = Path(__file__).parents[2] / ".." / "shared" / "vectors" / "wycheproof" / "x25519_test.json"
 
@@ -72,6 +72,15 @@ def test_low_order_keys_are_refused_inside_a_handshake(public: bytes) -> None:
     a.read_message(b.write_message(b""))
     with pytest.raises(CryptoError, match="low order"):
         b.read_message(a.write_message(b""))
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_keys_of_another_length_never_reach_the_library(size: int) -> None:
+    """libsodium gets bare pointers: a short key would be read past its end."""
+    good, bad = b"\x09" + bytes(31), bytes(size)
+    for call in (lambda: dh(good, bad), lambda: dh(bad, good), lambda: KeyPair.from_private(bad)):
+        with pytest.raises(CryptoError, match=f"{size}"):
+            call()
 
 
 @pytest.mark.parametrize("size", range(16))
