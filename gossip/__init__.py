@@ -1,1 +1,4 @@
-"""Everything a peer decides: DHT, membership, exchanges, learning rules. Pure: no I/O, no clocks, no randomness of its own."""
+"""Everything a peer decides: DHT, membership, exchanges, learning rules.
+
+Pure: no I/O, no clocks, no randomness of its own.
+"""

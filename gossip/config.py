@@ -29,9 +29,8 @@ class DhtConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MembershipConfig:
-    # Samplers (Brahms, Bortnikov et al. 2009: l2 ~ cube root of n times a small factor; 32 serves to 10^4 nodes).
-    samplers: int = 32
-    # Holders of our shards remembered, the pool that fresh samplers are fed from. 1024 x ~400 B = 0.4 MB.
+    # Holders of our shards remembered, from which partners are drawn (a bottom-k sample, membership.py).
+    # 1024 x ~400 B = 0.4 MB.
     pool_max: int = 1024
     # Look for providers so often in steady state; at start the interval begins at a 16th and doubles.
     walk_interval_s: float = 60.0

@@ -1,0 +1,344 @@
+"""The DHT as one node plays it: answering requests, running lookups, keeping the table alive, publishing.
+
+Glue between the routing table, the lookup machine and the record store (each of them pure and ignorant of the
+others) and the requests and answers on the wire. Every request has a number, a deadline and one peer that may
+answer it. Records are parsed when they arrive and verified before anybody is dialled because of them.
+"""
+
+import random
+from collections.abc import Callable
+from math import inf
+
+from msgspec import Struct
+
+from crypto.identity import Identity, PublicKey
+from gossip.config import DhtConfig
+from gossip.deadlines import Deadlines
+from gossip.dht.ids import Key, NodeId, node_id
+from gossip.dht.lookup import Lookup
+from gossip.dht.records import (
+    PeerRecord,
+    ProviderRecord,
+    RecordStore,
+    open_record,
+    peek_record,
+    sign_record,
+)
+from gossip.dht.routing import Contact, RoutingTable
+from gossip.errors import Reason, RemoteError
+from gossip.events import Effect, Emit, Looked, Refused
+from gossip.sequence import Sequence
+from gossip.wire import (
+    FindNode,
+    GetRecords,
+    Nodes,
+    Ping,
+    Pong,
+    PutRecord,
+    Records,
+    Stored,
+)
+
+# Parsed records remembered by their bytes: the same few hundred records come back in every answer.
+PARSED_MAX = 4096
+
+Request = FindNode | GetRecords | PutRecord | Ping
+Answer = Nodes | Records | Stored | Pong
+
+
+class _Asked(Struct):
+    """A request without an answer yet."""
+
+    peer: NodeId
+    contact: Contact
+    answer: type[Answer]
+    lookup: int  # number of the lookup it belongs to; 0: none
+
+
+class _Running(Struct):
+    machine: Lookup
+    purpose: str
+    place: Key | None  # where records are looked for, too; None: nodes only
+
+
+class Directory:
+    """Args:
+    send: Puts a message on the way to a contact, dialling if need be; False when that cannot be done now.
+    found: Told each provider record that a lookup brings, and the place it was found at.
+    secret: 16 bytes for the record store's choice of what to keep.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        network: bytes,
+        run: bytes,
+        addresses: tuple[str, ...],
+        config: DhtConfig,
+        sequence: Sequence,
+        deadlines: Deadlines,
+        rng: random.Random,
+        send: Callable[[Contact, Request, float, list[Effect]], bool],
+        found: Callable[[Contact, Key], None],
+        secret: bytes,
+    ) -> None:
+        self._identity = identity
+        self._network = network
+        self._run = run
+        self._addresses = addresses
+        self._own = node_id(identity.public_key)
+        self._config = config
+        self._sequence = sequence
+        self._deadlines = deadlines
+        self._rng = rng
+        self._send = send
+        self._found = found
+        self.table = RoutingTable(self._own, k=config.k)
+        self.records = RecordStore(
+            self._own,
+            records_max=config.records_max,
+            per_place_max=config.providers_per_key_max,
+            ttl_s_max=config.record_ttl_s_max,
+            secret=secret,
+        )
+        self._asked: dict[int, _Asked] = {}
+        self._running: dict[int, _Running] = {}
+        self._number = 0
+        self._parsed: dict[bytes, Contact | None] = {}
+        self._verified: dict[bytes, bool] = {}
+        self._published: dict[Key, float] = {}  # place -> when our provider record was last put there
+        self._provider_records: dict[Key, bytes] = {}
+        self.lookups = 0
+
+    # --- own records --------------------------------------------------------------------------------
+
+    def peer_record(self, out: list[Effect]) -> bytes:
+        """A fresh signed record of our own addresses."""
+        record = PeerRecord(
+            addresses=self._addresses,
+            key=self._identity.public_key,
+            run=self._run,
+            seq=self._sequence.take(out),
+            ttl_s=int(self._config.record_ttl_s_max),
+        )
+        return sign_record(self._identity, self._network, record)
+
+    # --- facts about peers ----------------------------------------------------------------------------
+
+    def introduce(self, record: bytes, peer: NodeId, now: float, out: list[Effect]) -> Contact:
+        """A connected peer showed its own record. Raises RemoteError where it is not its own, or false."""
+        contact = self._parse(record, PeerRecord)
+        if contact is None or contact.node != peer:
+            raise RemoteError(Reason.BAD_RECORD, "the record in hello is not the sender's own")
+        if not self._verify(record):
+            raise RemoteError(Reason.BAD_SIGNATURE, "the record in hello is not signed by its owner")
+        probe = self.table.offer(contact, now)
+        self.table.alive(peer, now)
+        if probe is not None:
+            self._ask(probe, Ping(self._next()), Pong, 0, now, out)
+        return contact
+
+    def unreachable(self, peer: NodeId, now: float, out: list[Effect]) -> None:
+        """No address of `peer` answers, or the connection went while we waited."""
+        self.table.failed(peer, now)
+        for number, asked in list(self._asked.items()):
+            if asked.peer == peer:
+                self._fail(number, now, out)
+
+    def overdue(self, number: int, now: float, out: list[Effect]) -> NodeId | None:
+        """The deadline of a request has come: who kept silent."""
+        asked = self._asked.get(number)
+        if asked is None:
+            return None
+        self.table.failed(asked.peer, now)
+        self._fail(number, now, out)
+        return asked.peer
+
+    # --- requests of others ---------------------------------------------------------------------------
+
+    def answer(self, peer: NodeId, message: Request, now: float) -> Answer:
+        """Raises RemoteError only for a PutRecord that is refused; the caller turns that into Stored too."""
+        match message:
+            case Ping():
+                return Pong(message.n)
+            case FindNode():
+                return Nodes(message.n, self._nearest(message.target, peer))
+            case GetRecords():
+                records = self.records.get(Key(message.key), now, limit=20, rng=self._rng)
+                return Records(message.n, self._nearest(message.key, peer), records)
+            case PutRecord():
+                self.records.put(open_record(message.record, self._network, ProviderRecord), now)
+                return Stored(message.n, "")
+
+    # --- answers to us --------------------------------------------------------------------------------
+
+    def answered(self, peer: NodeId, message: Answer, now: float, out: list[Effect]) -> None:
+        asked = self._asked.get(message.n)
+        if asked is None or asked.peer != peer or asked.answer is not type(message):
+            raise RemoteError(Reason.UNEXPECTED, f"an answer to a request {message.n} that is not open")
+        del self._asked[message.n]
+        self._deadlines.clear(("request", message.n))
+        self.table.alive(peer, now)
+        running = self._running.get(asked.lookup)
+        if running is None:
+            return
+        if isinstance(message, Nodes | Records):
+            named = message.records if isinstance(message, Nodes) else message.nodes
+            parsed = (self._parse(record, PeerRecord) for record in named)
+            contacts = [contact for contact in parsed if contact is not None]
+            if isinstance(message, Records) and running.place is not None:
+                self._collect(message.records, running.place)
+            running.machine.answered(peer, contacts)
+        self._drive(asked.lookup, now, out)
+
+    # --- lookups --------------------------------------------------------------------------------------
+
+    def look_up(
+        self, target: bytes, purpose: str, now: float, out: list[Effect], *, place: Key | None = None
+    ) -> bool:
+        """Start a lookup; False when the table is empty. `place`: collect the records under this key too."""
+        seeds = self.table.closest(target, self._config.k)
+        if not seeds:
+            return False
+        number = self._next()
+        machine = Lookup(target, own=self._own, k=self._config.k, alpha=self._config.alpha, seeds=seeds)
+        self._running[number] = _Running(machine, purpose, place)
+        self._drive(number, now, out)
+        return True
+
+    def refresh(self, now: float, out: list[Effect]) -> None:
+        """Look into the buckets nobody looked into for a while; forget what expired."""
+        self.records.expire(now)
+        for target in self.table.refresh_targets(now, self._rng):
+            self.look_up(target, "refresh", now, out)
+
+    @property
+    def looking(self) -> list[str]:
+        """Purposes of the lookups under way."""
+        return [running.purpose for running in self._running.values()]
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _nearest(self, target: bytes, asker: NodeId) -> list[bytes]:
+        contacts = self.table.closest(target, self._config.k + 1)
+        return [c.record for c in contacts if c.node != asker][: self._config.k]
+
+    def _drive(self, number: int, now: float, out: list[Effect]) -> None:
+        running = self._running[number]
+        machine = running.machine
+        while not machine.done:
+            contacts = machine.next(now)
+            if not contacts:
+                return
+            for contact in contacts:
+                if not self._query(running, number, contact, now, out):
+                    machine.failed(contact.node)
+        del self._running[number]
+        self.lookups += 1
+        nearest = machine.result()
+        if running.place is not None:
+            self._publish(running.place, nearest, now, out)
+        out.append(Emit(Looked(running.purpose, machine.hops, machine.queried, len(nearest))))
+
+    def _query(self, running: _Running, number: int, contact: Contact, now: float, out: list[Effect]) -> bool:
+        if not self._verify(contact.record):
+            out.append(
+                Emit(Refused(contact.node, Reason.BAD_SIGNATURE, True, "a record not signed by its owner"))
+            )
+            return False
+        n = self._next()
+        if running.place is None:
+            return self._ask(contact, FindNode(n, running.machine.target), Nodes, number, now, out)
+        return self._ask(contact, GetRecords(running.place, n), Records, number, now, out)
+
+    def _ask(
+        self,
+        contact: Contact,
+        message: Request,
+        answer: type[Answer],
+        lookup: int,
+        now: float,
+        out: list[Effect],
+    ) -> bool:
+        if not self._send(contact, message, now, out):
+            return False
+        self._asked[message.n] = _Asked(contact.node, contact, answer, lookup)
+        self._deadlines.set(("request", message.n), now + self._config.request_timeout_s)
+        return True
+
+    def _fail(self, number: int, now: float, out: list[Effect]) -> None:
+        asked = self._asked.pop(number)
+        self._deadlines.clear(("request", number))
+        running = self._running.get(asked.lookup)
+        if running is not None:
+            running.machine.failed(asked.peer)
+            self._drive(asked.lookup, now, out)
+
+    def _collect(self, records: list[bytes], place: Key) -> None:
+        for record in records:
+            contact = self._parse(record, ProviderRecord)
+            if contact is not None:
+                self._found(contact, place)
+
+    def _publish(self, place: Key, nearest: list[Contact], now: float, out: list[Effect]) -> None:
+        """Put our provider record to the nodes nearest to the place, if it is time again."""
+        interval = self._config.publish_interval_s
+        if not self._addresses or now < self._published.get(place, -inf) + interval:
+            return
+        # Jitter keeps nodes that started together from publishing together for ever.
+        self._published[place] = now - interval * self._rng.uniform(0.0, 0.2)
+        record = sign_record(
+            self._identity,
+            self._network,
+            ProviderRecord(
+                addresses=self._addresses,
+                key=self._identity.public_key,
+                place=place,
+                seq=self._sequence.take(out),
+                ttl_s=int(self._config.record_ttl_s_max),
+            ),
+        )
+        self.records.put(open_record(record, self._network, ProviderRecord), now)
+        for contact in nearest:
+            self._ask(contact, PutRecord(self._next(), record), Stored, 0, now, out)
+
+    def _parse(self, record: bytes, kind: type[PeerRecord] | type[ProviderRecord]) -> Contact | None:
+        """The contact a record tells of, not verified; None where it is no such record."""
+        if record in self._parsed:
+            return self._parsed[record]
+        contact = None
+        try:
+            peeked = peek_record(record, kind)
+            key = PublicKey(peeked.record.key)
+            contact = Contact(peeked.node, key, tuple(peeked.record.addresses), record)
+        except RemoteError:
+            pass
+        self._parsed[record] = contact
+        if len(self._parsed) > PARSED_MAX:
+            del self._parsed[next(iter(self._parsed))]
+        return contact
+
+    def verified(self, contact: Contact) -> bool:
+        """Whether the record behind `contact` is signed by its owner. Checked once per record."""
+        return self._verify(contact.record)
+
+    def _verify(self, record: bytes) -> bool:
+        known = self._verified.get(record)
+        if known is not None:
+            return known
+        valid = False
+        for kind in (PeerRecord, ProviderRecord):
+            try:
+                open_record(record, self._network, kind)
+                valid = True
+            except RemoteError:  # of the other kind, or false: then the other kind refuses it too
+                continue
+        self._verified[record] = valid
+        if len(self._verified) > PARSED_MAX:
+            del self._verified[next(iter(self._verified))]
+        return valid

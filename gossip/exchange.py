@@ -1,0 +1,514 @@
+"""The exchange of one shard between two peers (ShardPair), as messages and states; the arithmetic is elsewhere.
+
+    initiator i                                    responder j
+    Offer job: a = Q(x_i - A)
+    OfferMessage(header, a) ------------------->   signature, run, sequence, bounds; then Respond job:
+                                                   gate, clip, x_j += c/2
+    Finish job: x_i -= c/2  <-------------------   ReplyMessage(header naming the offer's hash, c)
+
+A newcomer (age 0) offers too, gets the responder's state instead of a change, and adopts it; a responder that is
+itself a newcomer adopts what it was offered. One exchange per shard at a time; "busy" is a signed answer. The
+responder keeps its replies, so that an offer repeated because the reply was lost is answered without being applied
+twice. A lost reply that is never repeated leaves half an exchange: a small drift, measured in algorithms.md 1.3.
+
+Order of checks for what arrives: size (wire), budget (node), author, signature, run, sequence, bounds, payload.
+"""
+
+import hashlib
+from collections.abc import Callable
+from math import ceil, inf, nan
+
+from msgspec import Struct
+
+from crypto.errors import CryptoError
+from crypto.identity import Identity, PublicKey, Signature, verify
+from crypto.signing import Purpose
+from gossip import memory, wire
+from gossip.config import ExchangeConfig
+from gossip.deadlines import Deadlines
+from gossip.dht.ids import NodeId, node_id
+from gossip.errors import Reason, RemoteError
+from gossip.events import (
+    Adopt,
+    Adopted,
+    Compute,
+    Effect,
+    Emit,
+    Exchanged,
+    Finish,
+    Finished,
+    Job,
+    JobRefused,
+    JobResult,
+    Offer,
+    Offered,
+    Persist,
+    Refused,
+    Respond,
+    Responded,
+    Send,
+)
+from gossip.learning.codec import CODECS, payload_bytes
+from gossip.learning.task import RunInfo
+from gossip.sequence import Sequence
+from gossip.wire import OfferHeader, OfferMessage, ReplyHeader, ReplyMessage
+
+# A newcomer copies the donor's state without loss: once per life, so four bytes a value are worth it.
+STATE_CODEC = "f32"
+CLIP_UNIT = 1e-6
+CLIP_NONE = 2**63 - 1
+# Authors whose sequence numbers are remembered. A replay needs a connection authenticated as the author, so
+# forgetting the oldest gives nothing to a third party.
+MARKS_MAX = 65536
+AGE_MAX = 2**53
+EMPTY_HASH = hashlib.sha256(b"").digest()
+
+
+class Ended(Struct, frozen=True):
+    """An exchange that we initiated is over."""
+
+    peer: NodeId
+    shard: int
+    reason: Reason | None  # None: applied
+    crossed: bool = False  # given up for the partner's own offer: this pair is exchanging all the same
+
+
+class _Outgoing(Struct):
+    peer: NodeId
+    key: PublicKey
+    state: str  # offering, waiting, finishing
+    age: int
+    since: float = 0.0
+    hash: bytes = b""
+    frame: bytes = b""
+    clip: int = CLIP_NONE
+    repeated: bool = False
+
+
+class _Incoming(Struct):
+    peer: NodeId
+    key: PublicKey
+    hash: bytes
+    age: int
+    codec: str
+
+
+class Exchanges:
+    """All exchanges of one node.
+
+    Args:
+        ages: Local steps behind each shard, 0 for a newcomer.
+        marks: Highest accepted sequence number per author, from the last life.
+        send: Puts a frame on the way to a peer, dialling if need be; False when that cannot be done now.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        network: bytes,
+        run: RunInfo,
+        config: ExchangeConfig,
+        ages: list[int],
+        marks: dict[bytes, int],
+        sequence: Sequence,
+        tickets: Callable[[], int],
+        deadlines: Deadlines,
+        entropy: Callable[[int], bytes],
+        send: Callable[[NodeId, bytes, float, list[Effect]], bool],
+    ) -> None:
+        self._identity = identity
+        self._own = node_id(identity.public_key)
+        self._network = network
+        self._run = run
+        self._config = config
+        self._sequence = sequence
+        self._tickets = tickets
+        self._deadlines = deadlines
+        self._entropy = entropy
+        self._send = send
+        self.ages = ages
+        self._marks = marks
+        self._outgoing: dict[int, _Outgoing] = {}
+        self._incoming: dict[int, _Incoming] = {}
+        self._jobs: dict[int, tuple[str, int]] = {}  # ticket -> (outgoing or incoming, shard)
+        self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
+        # Smoothed time to an answer and its deviation (Jacobson 1988, as in RFC 6298), so that nobody has to guess.
+        self._answer_s = 0.0
+        self._answer_s_deviation = 0.0
+        self.ended: list[Ended] = []
+
+    # --- what the node asks -----------------------------------------------------------------------
+
+    def busy(self, shard: int) -> bool:
+        return shard in self._outgoing or shard in self._incoming
+
+    @property
+    def partners(self) -> list[NodeId]:
+        """Peers in an exchange right now: not to be dropped as idle."""
+        return [o.peer for o in self._outgoing.values()] + [i.peer for i in self._incoming.values()]
+
+    def initiate(self, shard: int, peer: NodeId, key: PublicKey, now: float, out: list[Effect]) -> None:
+        """Begin an exchange of `shard` with `peer`; its end is told through `ended`."""
+        assert not self.busy(shard)
+        self._outgoing[shard] = _Outgoing(peer, key, "offering", self.ages[shard], since=now)
+        self._compute("outgoing", shard, Offer(shard, self._config.codec), out)
+
+    # --- facts ------------------------------------------------------------------------------------
+
+    def done(self, ticket: int, result: JobResult, now: float, out: list[Effect]) -> bool:
+        """A job ended; False if it was not one of ours."""
+        entry = self._jobs.pop(ticket, None)
+        if entry is None:
+            return False
+        side, shard = entry
+        if side == "outgoing":
+            self._outgoing_done(shard, result, now, out)
+        else:
+            self._incoming_done(shard, result, out)
+        return True
+
+    def lost(self, peer: NodeId, now: float, out: list[Effect]) -> None:
+        """No connection to `peer` any more, or none to be had."""
+        for shard, outgoing in list(self._outgoing.items()):
+            if outgoing.peer == peer and outgoing.state == "waiting":
+                self._refused(peer, Reason.TIMEOUT, "the connection went, or none could be made", False, out)
+                self._end(shard, Reason.TIMEOUT)
+
+    def overdue(self, shard: int, now: float, out: list[Effect]) -> None:
+        """The deadline of the exchange we wait in has come: repeat the offer once, then give up."""
+        outgoing = self._outgoing.get(shard)
+        if outgoing is None or outgoing.state != "waiting":
+            return
+        if not outgoing.repeated and self._send(outgoing.peer, outgoing.frame, now, out):
+            outgoing.repeated = True
+            self._deadlines.set(("exchange", shard), now + 2.0 * self._patience_s)
+            return
+        # Either the peer is gone, which says nothing about the others, or the network has become slower than the
+        # estimate allows for; widen it so that the next sample can get through.
+        self._answer_s_deviation *= 1.5
+        self._refused(outgoing.peer, Reason.TIMEOUT, "no answer to our offer", False, out)
+        self._end(shard, Reason.TIMEOUT)
+
+    def offered(
+        self, peer: NodeId, key: PublicKey, message: OfferMessage, ready: bool, now: float, out: list[Effect]
+    ) -> None:
+        """An offer arrived. Raises RemoteError for whatever is wrong with it; nothing is changed then.
+
+        Args:
+            ready: False while we are leaving: refuse.
+        """
+        digest = hashlib.sha256(message.header).digest()
+        known = self._replies.get(digest)
+        if known is not None and known[0] == peer:
+            out.append(Send(peer, known[1]))
+            return
+        if any(incoming.hash == digest for incoming in self._incoming.values()):
+            return  # a repetition of the offer we are working on
+        header = wire.decode_offer_header(message.header)
+        self._check_parties(key, header.author, header.to)
+        self._check_signature(key, Purpose.OFFER, message.header, message.signature)
+        if header.run != self._run.id:
+            raise RemoteError(
+                Reason.OTHER_RUN,
+                f"expected run {self._run.id.hex()[:16]}, got {header.run.hex()[:16]}; "
+                "check-task on both sides shows what differs",
+            )
+        if header.seq <= self._marks.get(header.author, 0):
+            raise RemoteError(
+                Reason.REPLAYED,
+                f"sequence number {header.seq} is not above {self._marks[header.author]}",
+            )
+        # Counted as used even if refused below: a copy of it must not be accepted later.
+        self._mark(header.author, header.seq)
+        if header.reference != self._run.reference:
+            raise RemoteError(
+                Reason.UNKNOWN_REFERENCE, f"reference {header.reference.hex()[:16]} is not held here"
+            )
+        self._check_payload(header.shard, header.codec, header.hash, message.payload)
+        if not ready:
+            raise RemoteError(Reason.NOT_READY, "this node is leaving")
+        if self._crossed(peer, header.shard):
+            return
+        if self.busy(header.shard):
+            raise RemoteError(Reason.BUSY, f"shard {header.shard} is in another exchange")
+        job = self._answer_to(header, message.payload)
+        out.append(Persist((memory.mark_entry(header.author, header.seq),)))
+        self._incoming[header.shard] = _Incoming(peer, key, digest, header.age, header.codec)
+        self._compute("incoming", header.shard, job, out)
+
+    def refuse(
+        self, peer: NodeId, key: PublicKey, message: OfferMessage, error: RemoteError, out: list[Effect]
+    ) -> None:
+        """Tell the initiator, signed, why its offer was refused."""
+        self._reply(
+            peer,
+            key,
+            hashlib.sha256(message.header).digest(),
+            shard=0,
+            verdict="refused",
+            out=out,
+            reason=error.reason,
+            detail=error.detail,
+        )
+
+    def replied(
+        self, peer: NodeId, key: PublicKey, message: ReplyMessage, now: float, out: list[Effect]
+    ) -> None:
+        """A reply arrived. Raises RemoteError for whatever is wrong with it; we go on waiting then."""
+        header = wire.decode_reply_header(message.header)
+        shard, outgoing = self._question(peer, header)
+        self._check_parties(key, header.author, header.to)
+        self._check_signature(key, Purpose.REPLY, message.header, message.signature)
+        # From the first sending, also after a repetition: too long at worst, which is the safe side.
+        self._answered(now - outgoing.since)
+        if header.verdict == "refused":
+            reason = Reason(header.reason) if header.reason in _REASONS else Reason.UNEXPECTED
+            self._refused(peer, reason, header.detail, False, out)
+            self._end(shard, reason)
+        elif header.verdict == "adopted" and outgoing.age > 0:
+            out.append(Emit(Exchanged(peer, shard, "donor", nan, nan)))
+            self._end(shard, None)
+        elif header.verdict == "change" and outgoing.age > 0 and header.shard == shard:
+            self._check_payload(shard, header.codec, header.hash, message.payload)
+            outgoing.state = "finishing"
+            self._compute("outgoing", shard, Finish(shard, header.codec, message.payload), out)
+        elif header.verdict == "state" and outgoing.age == 0 and header.age > 0 and header.shard == shard:
+            self._check_payload(shard, header.codec, header.hash, message.payload)
+            outgoing.state = "finishing"
+            outgoing.age = min(header.age, AGE_MAX)
+            self._compute("outgoing", shard, Adopt(shard, header.codec, message.payload), out)
+        else:
+            raise RemoteError(
+                Reason.UNEXPECTED,
+                f"verdict {header.verdict!r} does not answer an offer of age {outgoing.age}",
+            )
+
+    def _crossed(self, peer: NodeId, shard: int) -> bool:
+        """Both offered the same shard to each other: the offer of the larger id stands, and both know it.
+
+        Returns True where ours stands: then the other one is working on it. Two nodes that begin their rounds
+        together would otherwise answer "busy" to each other for ever.
+        """
+        outgoing = self._outgoing.get(shard)
+        if outgoing is None or outgoing.peer != peer or outgoing.state != "waiting":
+            return False
+        if self._own > peer:
+            return True
+        self._end(shard, Reason.BUSY, crossed=True)
+        return False
+
+    # --- checks -------------------------------------------------------------------------------------
+
+    def _check_parties(self, key: PublicKey, author: bytes, to: bytes) -> None:
+        if author != key:
+            raise RemoteError(Reason.MISADDRESSED, f"signed by {author.hex()[:16]}, sent by {key.hex()[:16]}")
+        if to != self._identity.public_key:
+            raise RemoteError(Reason.MISADDRESSED, f"addressed to {to.hex()[:16]}, not to this node")
+
+    def _check_signature(self, key: PublicKey, purpose: Purpose, header: bytes, signature: bytes) -> None:
+        try:
+            verify(key, purpose, self._network, header, Signature(signature))
+        except CryptoError as error:
+            raise RemoteError(Reason.BAD_SIGNATURE, "the signature does not fit the header") from error
+
+    def _check_payload(self, shard: int, codec: str, digest: bytes, payload: bytes) -> None:
+        if shard >= len(self._run.shard_sizes):
+            raise RemoteError(
+                Reason.UNKNOWN_SHARD, f"shard {shard} of a model of {len(self._run.shard_sizes)} shards"
+            )
+        if codec not in CODECS:
+            raise RemoteError(Reason.UNKNOWN_CODEC, f"expected one of {', '.join(CODECS)}")
+        expected = payload_bytes(codec, self._run.shard_sizes[shard])
+        if len(payload) != expected:
+            raise RemoteError(Reason.WRONG_LENGTH, f"expected {expected} bytes, got {len(payload)}")
+        if hashlib.sha256(payload).digest() != digest:
+            raise RemoteError(Reason.WRONG_HASH, "the payload does not hash to what the header says")
+
+    def _question(self, peer: NodeId, header: ReplyHeader) -> tuple[int, _Outgoing]:
+        for shard, outgoing in self._outgoing.items():
+            if outgoing.hash == header.offer and outgoing.peer == peer and outgoing.state == "waiting":
+                return shard, outgoing
+        raise RemoteError(Reason.UNEXPECTED, "a reply to an offer that is not open (any more)")
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def _answer_to(self, header: OfferHeader, payload: bytes) -> Job:
+        if header.age > 0 and self.ages[header.shard] > 0:
+            clip = inf if header.clip == CLIP_NONE else header.clip * CLIP_UNIT
+            return Respond(header.shard, header.codec, payload, clip)
+        if header.age > 0:
+            return Adopt(header.shard, header.codec, payload)
+        if self.ages[header.shard] > 0:
+            return Offer(header.shard, STATE_CODEC)
+        raise RemoteError(Reason.NOT_READY, "this node is a newcomer too")
+
+    def _outgoing_done(self, shard: int, result: JobResult, now: float, out: list[Effect]) -> None:
+        outgoing = self._outgoing[shard]
+        match result:
+            case Offered():
+                self._offer(shard, outgoing, result, now, out)
+            case Finished():
+                out.append(Emit(Exchanged(outgoing.peer, shard, "initiator", nan, result.norm)))
+                self._end(shard, None)
+            case Adopted():
+                self.ages[shard] = outgoing.age
+                out.append(Emit(Exchanged(outgoing.peer, shard, "adopter", result.distance, nan)))
+                self._end(shard, None)
+            case JobRefused():
+                self._refused(outgoing.peer, result.reason, result.detail, True, out)
+                self._end(shard, result.reason)
+            case _:
+                raise AssertionError(f"{type(result).__name__} answers no job of an exchange")
+
+    def _offer(self, shard: int, outgoing: _Outgoing, result: Offered, now: float, out: list[Effect]) -> None:
+        clip = CLIP_NONE if result.clip == inf else min(CLIP_NONE - 1, ceil(result.clip / CLIP_UNIT))
+        header = wire.encode_header(
+            OfferHeader(
+                age=outgoing.age,
+                author=self._identity.public_key,
+                clip=clip,
+                codec=self._config.codec,
+                hash=hashlib.sha256(result.payload).digest(),
+                nonce=self._entropy(8),
+                reference=self._run.reference,
+                run=self._run.id,
+                seq=self._sequence.take(out),
+                shard=shard,
+                to=outgoing.key,
+            )
+        )
+        signature = self._identity.sign(Purpose.OFFER, self._network, header)
+        outgoing.frame = wire.encode(OfferMessage(header, result.payload, signature))
+        outgoing.hash = hashlib.sha256(header).digest()
+        outgoing.state = "waiting"
+        outgoing.since = now
+        if self._send(outgoing.peer, outgoing.frame, now, out):
+            self._deadlines.set(("exchange", shard), now + self._patience_s)
+        else:
+            self._end(shard, Reason.TIMEOUT)
+
+    def _incoming_done(self, shard: int, result: JobResult, out: list[Effect]) -> None:
+        incoming = self._incoming.pop(shard)
+        peer, key, digest = incoming.peer, incoming.key, incoming.hash
+        match result:
+            case Responded():
+                out.append(Emit(Exchanged(peer, shard, "responder", result.distance, result.norm)))
+                self._reply(
+                    peer,
+                    key,
+                    digest,
+                    shard=shard,
+                    verdict="change",
+                    out=out,
+                    codec=incoming.codec,
+                    payload=result.payload,
+                )
+            case Offered():
+                out.append(Emit(Exchanged(peer, shard, "donor", nan, nan)))
+                self._reply(
+                    peer,
+                    key,
+                    digest,
+                    shard=shard,
+                    verdict="state",
+                    out=out,
+                    codec=STATE_CODEC,
+                    payload=result.payload,
+                )
+            case Adopted():
+                self.ages[shard] = min(incoming.age, AGE_MAX)
+                out.append(Emit(Exchanged(peer, shard, "adopter", result.distance, nan)))
+                self._reply(peer, key, digest, shard=shard, verdict="adopted", out=out)
+            case JobRefused():
+                self._refused(peer, result.reason, result.detail, True, out)
+                self._reply(
+                    peer,
+                    key,
+                    digest,
+                    shard=shard,
+                    verdict="refused",
+                    out=out,
+                    reason=result.reason,
+                    detail=result.detail,
+                )
+            case _:
+                raise AssertionError(f"{type(result).__name__} answers no job of an exchange")
+
+    def _reply(
+        self,
+        peer: NodeId,
+        key: PublicKey,
+        offer: bytes,
+        *,
+        shard: int,
+        verdict: str,
+        out: list[Effect],
+        codec: str = "",
+        payload: bytes = b"",
+        reason: str = "",
+        detail: str = "",
+    ) -> None:
+        header = wire.encode_header(
+            ReplyHeader(
+                age=self.ages[shard],
+                author=self._identity.public_key,
+                codec=codec,
+                detail=detail[:200],
+                hash=hashlib.sha256(payload).digest() if payload else EMPTY_HASH,
+                offer=offer,
+                reason=reason,
+                run=self._run.id,
+                seq=self._sequence.take(out),
+                shard=shard,
+                to=key,
+                verdict=verdict,
+            )
+        )
+        signature = self._identity.sign(Purpose.REPLY, self._network, header)
+        frame = wire.encode(ReplyMessage(header, payload, signature))
+        self._replies[offer] = (peer, frame)
+        if len(self._replies) > self._config.reply_cache_max:
+            del self._replies[next(iter(self._replies))]
+        out.append(Send(peer, frame))
+
+    def _end(self, shard: int, reason: Reason | None, *, crossed: bool = False) -> None:
+        outgoing = self._outgoing.pop(shard)
+        self._deadlines.clear(("exchange", shard))
+        self.ended.append(Ended(outgoing.peer, shard, reason, crossed))
+
+    def _compute(self, side: str, shard: int, job: Job, out: list[Effect]) -> None:
+        ticket = self._tickets()
+        self._jobs[ticket] = (side, shard)
+        out.append(Compute(ticket, job))
+
+    def _mark(self, author: bytes, seq: int) -> None:
+        self._marks.pop(author, None)
+        self._marks[author] = seq
+        if len(self._marks) > MARKS_MAX:
+            del self._marks[next(iter(self._marks))]
+
+    def _refused(self, peer: NodeId, reason: Reason, detail: str, by_us: bool, out: list[Effect]) -> None:
+        out.append(Emit(Refused(peer, reason, by_us, detail)))
+
+    # --- how long to wait ---------------------------------------------------------------------------
+
+    @property
+    def _patience_s(self) -> float:
+        """Time to an answer that is seldom exceeded; a third of the whole limit while nothing is known."""
+        limit = self._config.timeout_s / 3.0
+        if self._answer_s == 0.0:
+            return limit
+        # The floor keeps a fast local network from repeating at every hiccup of a busy machine.
+        return min(limit, max(0.25, self._answer_s + 4.0 * self._answer_s_deviation))
+
+    def _answered(self, seconds: float) -> None:
+        if self._answer_s == 0.0:
+            self._answer_s, self._answer_s_deviation = seconds, seconds / 2.0
+            return
+        error = seconds - self._answer_s
+        self._answer_s += error / 8.0
+        self._answer_s_deviation += (abs(error) - self._answer_s_deviation) / 4.0
+
+
+_REASONS = frozenset(reason.value for reason in Reason)

@@ -1,0 +1,161 @@
+"""Connections as the core sees them: who is up, who is being dialled, what waits, when to try again.
+
+Only bookkeeping: the driver opens and closes sockets. A frame for somebody who is not connected waits for the
+dial it starts; if no address answers, the frame is lost and the peer rests for a while (exponential backoff with
+jitter, so that a returning peer is not met by everybody in the same second).
+"""
+
+import random
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from crypto.identity import PublicKey
+from gossip.dht.ids import NodeId
+from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Send
+
+# Frames that wait for one dial: a lookup and an exchange at the same time are three; the rest is slack.
+WAITING_MAX = 16
+# Rest after the first failed dial, doubled for each further one, up to the second figure. Guesses near libp2p's.
+BACKOFF_S = 1.0
+BACKOFF_S_MAX = 300.0
+# Peers whose failures are remembered; the oldest is forgotten first.
+BACKOFFS_MAX = 4096
+
+
+class Link(Struct):
+    """One open connection."""
+
+    key: PublicKey
+    address: str
+    inbound: bool
+    since: float
+    faults: int = 0  # what the peer did wrong on this connection
+    silent: int = 0  # requests in a row that it did not answer
+    budget: float = 0.0  # tokens for requests, see `Links.spend`
+    budget_at: float = 0.0
+
+
+class _Waiting(Struct):
+    addresses: list[str]  # still to be tried, after the one being dialled
+    frames: list[bytes]
+
+
+class Links:
+    """Args:
+    connections_max: Above this, the least recently used idle connection is dropped.
+    """
+
+    def __init__(self, *, connections_max: int, rng: random.Random) -> None:
+        self._connections_max = connections_max
+        self._rng = rng
+        # Least recently used first: a dict keeps the order of insertion, and use re-inserts.
+        self._up: dict[NodeId, Link] = {}
+        self._waiting: dict[NodeId, _Waiting] = {}
+        self._failures: dict[NodeId, tuple[int, float]] = {}  # node -> (failures in a row, not before)
+        self._banned: dict[NodeId, float] = {}  # node -> until
+
+    def __len__(self) -> int:
+        return len(self._up)
+
+    def __contains__(self, node: NodeId) -> bool:
+        return node in self._up
+
+    def get(self, node: NodeId) -> Link | None:
+        return self._up.get(node)
+
+    def items(self) -> list[tuple[NodeId, Link]]:
+        return list(self._up.items())
+
+    def resting(self, node: NodeId, now: float) -> bool:
+        """Whether a dial to `node` failed so recently that we do not try again yet."""
+        failure = self._failures.get(node)
+        return failure is not None and now < failure[1]
+
+    def send(
+        self, node: NodeId, addresses: Sequence[str], frame: bytes, now: float, out: list[Effect]
+    ) -> bool:
+        """Send now, or dial first. False: not possible now (no address, resting, or too much waits already)."""
+        link = self._up.get(node)
+        if link is not None:
+            del self._up[node]
+            self._up[node] = link
+            out.append(Send(node, frame))
+            return True
+        waiting = self._waiting.get(node)
+        if waiting is not None:
+            if len(waiting.frames) >= WAITING_MAX:
+                return False
+            waiting.frames.append(frame)
+            return True
+        if not addresses or self.resting(node, now) or self.banned(node, now):
+            return False
+        self._waiting[node] = _Waiting(list(addresses[1:]), [frame])
+        out.append(Dial(addresses[0], node))
+        return True
+
+    def opened(self, event: PeerUp, now: float) -> None:
+        self._up[event.peer] = Link(event.key, event.address, event.inbound, now, budget_at=now)
+        self._failures.pop(event.peer, None)
+
+    def flush(self, node: NodeId, out: list[Effect]) -> None:
+        """Send what waited for `node`, which is up now."""
+        waiting = self._waiting.pop(node, None)
+        if waiting is not None:
+            out.extend(Send(node, frame) for frame in waiting.frames)
+
+    def closed(self, node: NodeId) -> Link | None:
+        return self._up.pop(node, None)
+
+    def dial_failed(self, event: DialFailed, now: float, out: list[Effect]) -> bool:
+        """Try the next address; True when there is none left and the peer counts as unreachable."""
+        node = event.peer
+        if node is None or node in self._up:
+            return False
+        waiting = self._waiting.get(node)
+        if waiting is not None and waiting.addresses:
+            out.append(Dial(waiting.addresses.pop(0), node))
+            return False
+        self._waiting.pop(node, None)
+        self.rest(node, now)
+        return True
+
+    def rest(self, node: NodeId, now: float) -> None:
+        failures = self._failures.pop(node, (0, 0.0))[0] + 1
+        pause = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** (failures - 1)) * self._rng.uniform(0.5, 1.5)
+        self._failures[node] = (failures, now + pause)
+        if len(self._failures) > BACKOFFS_MAX:
+            del self._failures[next(iter(self._failures))]
+
+    def ban(self, node: NodeId, until: float) -> None:
+        self._banned[node] = until
+        if len(self._banned) > BACKOFFS_MAX:
+            del self._banned[next(iter(self._banned))]
+
+    def banned(self, node: NodeId, now: float) -> bool:
+        return self._banned.get(node, 0.0) > now
+
+    def failures(self, node: NodeId) -> int:
+        return self._failures.get(node, (0, 0.0))[0]
+
+    def spend(self, node: NodeId, now: float, *, rate: float, burst: float) -> bool:
+        """Token bucket of what `node` may ask of us: `rate` a second, `burst` at once. False: over budget."""
+        link = self._up.get(node)
+        if link is None:
+            return False
+        # A new link starts with a full bucket: budget counts what was taken.
+        taken = max(0.0, link.budget - (now - link.budget_at) * rate)
+        link.budget_at = now
+        if taken + 1.0 > burst:
+            link.budget = taken
+            return False
+        link.budget = taken + 1.0
+        return True
+
+    def shed(self, keep: Sequence[NodeId], out: list[Effect]) -> None:
+        """Above the limit, drop the least recently used connections that are not in `keep`."""
+        surplus = len(self._up) - self._connections_max
+        if surplus <= 0:
+            return
+        idle = [node for node in self._up if node not in keep]
+        out.extend(Drop(node, "connection limit") for node in idle[:surplus])

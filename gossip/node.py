@@ -1,0 +1,638 @@
+"""A peer: one event in, effects out. Everything a daemon or a simulated node decides is decided here.
+
+    node = Node(...)                      one identity in one run
+    effects = node.handle(event, now)     never blocks; never raises for a peer's fault
+    node.deadline                         when it next wants `Woken`; inf: never
+    node.snapshot()                       what people may see
+
+The node goes round: train on local data, exchange one shard with a random holder, again. A newcomer first tries to
+adopt what others have. The parts (links, directory, membership, exchanges) do not know each other; this file routes
+events to them and is the one place where a peer's fault (RemoteError) becomes a counter, an answer and, if it
+happens too often, the end of the connection.
+"""
+
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from math import nan
+
+from crypto.identity import Identity, PublicKey
+from crypto.signing import network_id
+from gossip import memory, wire
+from gossip.config import Config
+from gossip.deadlines import Deadlines
+from gossip.dht.directory import Directory, Request
+from gossip.dht.ids import Key, NodeId, node_id, provider_key
+from gossip.dht.routing import Contact
+from gossip.errors import Reason, RemoteError
+from gossip.events import (
+    Compute,
+    Connected,
+    Dial,
+    DialFailed,
+    Disconnected,
+    Done,
+    Drop,
+    Effect,
+    Emit,
+    Event,
+    Exchanged,
+    Join,
+    Learned,
+    Leave,
+    PeerDown,
+    PeerUp,
+    Persist,
+    Received,
+    Refused,
+    Save,
+    Saved,
+    Send,
+    StateChanged,
+    Train,
+    Trained,
+    Unreachable,
+    Woken,
+)
+from gossip.exchange import Ended, Exchanges
+from gossip.learning.task import RunInfo
+from gossip.links import Links
+from gossip.membership import Membership
+from gossip.sequence import Sequence
+from gossip.snapshot import PeerView, Snapshot
+
+# Faults on one connection after which it is closed. One can be an accident of versions, ten are not.
+FAULTS_MAX = 10
+# So long its connections are closed at once. Long enough to cost a flooder, short enough to forgive a fixed bug.
+BAN_S = 60.0
+# Requests in a row without an answer after which a connection counts as dead.
+SILENT_MAX = 3
+# Requests to the DHT per peer: twice what a join needs at once, and a lookup each second after that. A guess.
+REQUESTS_PER_S = 50.0
+REQUESTS_BURST = 400.0
+# Partners tried in one round while they answer "busy".
+TRIES = 3
+# Several newcomers who found only newcomers may begin: nobody older is there (see `_newcomer_ended`).
+NEWCOMERS_ASKED = 5
+# First pause between attempts to enter the network, doubled up to the second. Guesses.
+BOOTSTRAP_S = 1.0
+BOOTSTRAP_S_MAX = 60.0
+# A partner is forgotten after so many failed dials in a row; a later lookup may find it again.
+FORGET_FAILURES = 2
+# The membership key changes so often (threats.md, T19); only matters above `pool_max` nodes.
+ROTATE_S = 600.0
+# Look around sooner right after the start: the first interval is a 16th of the steady one, then it doubles.
+WALK_START = 16.0
+
+# Faults that say nothing bad about the peer: they are not counted against it.
+HARMLESS = frozenset(
+    {Reason.BUSY, Reason.NOT_READY, Reason.UNEXPECTED, Reason.OTHER_RUN, Reason.RATE_LIMITED, Reason.TIMEOUT}
+)
+
+
+class Node:
+    """One peer.
+
+    Args:
+        identity: Who signs.
+        config: Settings, see gossip/config.py.
+        run: What is trained; peers of another run are refused.
+        addresses: Where others can reach us, "host:port"; empty: only outbound.
+        rng: For choices that need not be secret.
+        entropy: entropy(n) -> n secret random bytes.
+        store: What `Persist` kept in the last life; empty for a new node.
+        has_model: Whether the Learner restored a snapshot of the weights; without one the node is a newcomer.
+        now: Seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: Config,
+        run: RunInfo,
+        *,
+        addresses: tuple[str, ...],
+        rng: random.Random,
+        entropy: Callable[[int], bytes],
+        store: Mapping[str, bytes],
+        has_model: bool,
+        now: float,
+    ) -> None:
+        self.identity = identity
+        self.id = node_id(identity.public_key)
+        self._config = config
+        self._run = run
+        self._rng = rng
+        self._entropy = entropy
+        self._deadlines = Deadlines()
+        self._tickets = itertools.count(1).__next__
+        network = network_id(config.network)
+        self._sequence = Sequence(memory.ceiling(store))
+        self._links = Links(connections_max=config.connections_max, rng=rng)
+        self._directory = Directory(
+            identity=identity,
+            network=network,
+            run=run.id,
+            addresses=addresses,
+            config=config.dht,
+            sequence=self._sequence,
+            deadlines=self._deadlines,
+            rng=rng,
+            send=self._send_request,
+            found=self._provider_found,
+            secret=entropy(16),
+        )
+        self._membership = Membership(self.id, pool_max=config.membership.pool_max, key=entropy(16))
+        self._exchanges = Exchanges(
+            identity=identity,
+            network=network,
+            run=run,
+            config=config.exchange,
+            ages=memory.ages(store, run, has_model),
+            marks=memory.marks(store),
+            sequence=self._sequence,
+            tickets=self._tickets,
+            deadlines=self._deadlines,
+            entropy=entropy,
+            send=self._send_frame,
+        )
+        self._places = {provider_key(run.id, shard): shard for shard in range(len(run.shard_sizes))}
+        # Shards in the order of their last exchange, the longest ago first.
+        self._turn = list(range(len(run.shard_sizes)))
+        self._remembered = memory.peers(store)
+        self._bootstrap: list[str] = []
+        self._bootstrap_pause_s = BOOTSTRAP_S
+        self._walk_s = config.membership.walk_interval_s / WALK_START
+        self._hello = b""
+        self._same_run: dict[NodeId, bool] = {}
+        self._state = "starting"
+        self._joined = all(age > 0 for age in self._exchanges.ages)
+        self._newcomers: dict[NodeId, None] = {}
+        self._round = 0
+        self._round_at = now
+        self._waiting = False  # the round is not over before its exchange is
+        self._tries = 0
+        self._train_ticket = 0
+        self._save_ticket = 0
+        self._loss = nan
+        self._exchanged = 0
+        self._initiated = 0
+        self._with: dict[NodeId, int] = {}
+        self._refused: dict[str, int] = {}
+        self._refused_by_peers: dict[str, int] = {}
+        self._lost_frames = 0
+        learning = config.learning
+        self._deadlines.set(("start",), now)
+        self._deadlines.set(("refresh",), now + config.dht.refresh_interval_s * rng.uniform(0.8, 1.2))
+        self._deadlines.set(("rotate",), now + ROTATE_S * rng.uniform(0.8, 1.2))
+        if learning.save_interval_s > 0:
+            self._deadlines.set(("save",), now + learning.save_interval_s * rng.uniform(0.8, 1.2))
+        self._deadlines.set(("round",), now + learning.round_interval_s * rng.random())
+        if not self._joined:
+            self._deadlines.set(("patience",), now + config.exchange.join_patience_s)
+
+    # --- the four nouns -----------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        return self._deadlines.next
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        out: list[Effect] = []
+        match event:
+            case Received():
+                self._received(event, now, out)
+            case Done():
+                self._done(event, now, out)
+            case Woken():
+                for name in self._deadlines.due(now):
+                    self._due(name, now, out)  # type: ignore[arg-type]  # every name set is a tuple
+            case PeerUp():
+                self._peer_up(event, now, out)
+            case PeerDown():
+                self._peer_down(event, now, out)
+            case DialFailed():
+                self._dial_failed(event, now, out)
+            case Join():
+                self._bootstrap.extend(a for a in event.addresses if a not in self._bootstrap)
+                self._bootstrap_pause_s = BOOTSTRAP_S
+                self._deadlines.set(("bootstrap",), now)
+            case Leave():
+                self._leave(out)
+        if self._exchanges.ended:
+            ended, self._exchanges.ended = self._exchanges.ended, []
+            for end in ended:
+                self._exchange_ended(end, now, out)
+        self._count(out)
+        return out
+
+    def snapshot(self, now: float) -> Snapshot:
+        return Snapshot(
+            node=self.id,
+            state=self._state,
+            run=self._run.id,
+            task=self._run.task,
+            schema=self._run.schema,
+            shards=len(self._run.shard_sizes),
+            ages=list(self._exchanges.ages),
+            round=self._round,
+            loss=self._loss,
+            exchanges=self._exchanged,
+            initiated=self._initiated,
+            refused=dict(self._refused),
+            refused_by_peers=dict(self._refused_by_peers),
+            peers=[
+                PeerView(
+                    node,
+                    link.address,
+                    link.inbound,
+                    now - link.since,
+                    self._same_run.get(node, False),
+                    self._with.get(node, 0),
+                    link.faults,
+                )
+                for node, link in self._links.items()
+            ],
+            pool=len(self._membership),
+            contacts=len(self._directory.table),
+            records=len(self._directory.records),
+            lookups=self._directory.lookups,
+            lost_frames=self._lost_frames,
+        )
+
+    # --- connections --------------------------------------------------------------------------------
+
+    def _peer_up(self, event: PeerUp, now: float, out: list[Effect]) -> None:
+        self._links.opened(event, now)
+        if self._links.banned(event.peer, now):
+            out.append(Drop(event.peer, "it broke the protocol a moment ago"))
+            return
+        if not self._hello:
+            self._hello = self._make_hello(out)
+        out.append(Send(event.peer, self._hello))
+        self._links.flush(event.peer, out)
+        out.append(Emit(Connected(event.peer, event.address, event.inbound)))
+        self._links.shed([*self._exchanges.partners, event.peer], out)
+
+    def _peer_down(self, event: PeerDown, now: float, out: list[Effect]) -> None:
+        if self._links.closed(event.peer) is None:
+            return
+        self._same_run.pop(event.peer, None)
+        self._with.pop(event.peer, None)
+        out.append(Emit(Disconnected(event.peer, event.reason)))
+        self._gone(event.peer, now, out)
+        if not len(self._links):
+            self._deadlines.set(("bootstrap",), now + self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5))
+
+    def _dial_failed(self, event: DialFailed, now: float, out: list[Effect]) -> None:
+        out.append(Emit(Unreachable(event.address, event.reason)))
+        if event.peer is None or not self._links.dial_failed(event, now, out):
+            return
+        self._gone(event.peer, now, out)
+        if self._links.failures(event.peer) >= FORGET_FAILURES:
+            self._membership.forget(event.peer)
+
+    def _gone(self, peer: NodeId, now: float, out: list[Effect]) -> None:
+        self._directory.unreachable(peer, now, out)
+        self._exchanges.lost(peer, now, out)
+
+    def _send_frame(self, peer: NodeId, frame: bytes, now: float, out: list[Effect]) -> bool:
+        contact = self._membership.contact(peer)
+        sent = self._links.send(peer, contact.addresses if contact else (), frame, now, out)
+        self._lost_frames += not sent
+        return sent
+
+    def _send_request(self, contact: Contact, message: Request, now: float, out: list[Effect]) -> bool:
+        return self._links.send(contact.node, contact.addresses, wire.encode(message), now, out)
+
+    def _make_hello(self, out: list[Effect]) -> bytes:
+        return wire.encode(
+            wire.Hello(
+                agent="p2pnode/1",
+                record=self._directory.peer_record(out),
+                run=self._run.id,
+                schema=self._run.schema,
+                shards=list(range(len(self._run.shard_sizes)))[:1024],
+                task=self._run.task[:200],
+                version=wire.PROTOCOL_VERSION,
+            )
+        )
+
+    # --- messages -----------------------------------------------------------------------------------
+
+    def _received(self, event: Received, now: float, out: list[Effect]) -> None:
+        link = self._links.get(event.peer)
+        if link is None:
+            return  # the connection ended while the frame was under way
+        try:
+            message = wire.decode(event.frame)
+        except RemoteError as error:
+            self._fault(event.peer, error, now, out)
+            return
+        try:
+            self._message(event.peer, link.key, message, now, out)
+        except RemoteError as error:
+            self._fault(event.peer, error, now, out)
+            if isinstance(message, wire.OfferMessage) and error.reason is not Reason.RATE_LIMITED:
+                self._exchanges.refuse(event.peer, link.key, message, error, out)
+            elif isinstance(message, wire.PutRecord):
+                out.append(Send(event.peer, wire.encode(wire.Stored(message.n, error.reason))))
+
+    def _message(
+        self, peer: NodeId, key: PublicKey, message: wire.AnyMessage, now: float, out: list[Effect]
+    ) -> None:
+        match message:
+            case wire.OfferMessage():
+                rate = self._config.exchange.offers_per_peer_s
+                self._budget(peer, now, rate=rate, burst=4.0 * rate)
+                ready = self._state != "stopping"
+                self._exchanges.offered(peer, key, message, ready, now, out)
+            case wire.ReplyMessage():
+                self._exchanges.replied(peer, key, message, now, out)
+                self._answered(peer)
+            case wire.FindNode() | wire.GetRecords() | wire.PutRecord() | wire.Ping():
+                self._budget(peer, now, rate=REQUESTS_PER_S, burst=REQUESTS_BURST)
+                out.append(Send(peer, wire.encode(self._directory.answer(peer, message, now))))
+            case wire.Nodes() | wire.Records() | wire.Stored() | wire.Pong():
+                self._directory.answered(peer, message, now, out)
+                self._answered(peer)
+            case wire.Hello():
+                self._greeted(peer, message, now, out)
+            case wire.Bye():
+                out.append(Drop(peer, "the peer said goodbye"))
+
+    def _greeted(self, peer: NodeId, hello: wire.Hello, now: float, out: list[Effect]) -> None:
+        contact = self._directory.introduce(hello.record, peer, now, out)
+        same = hello.run == self._run.id
+        self._same_run[peer] = same
+        if same:
+            for shard in hello.shards:
+                if shard < len(self._run.shard_sizes):
+                    self._membership.observe(contact, shard)
+        else:
+            detail = self._run.difference(run=hello.run, schema=hello.schema, task=hello.task)
+            out.append(Emit(Refused(peer, Reason.OTHER_RUN, True, detail)))
+        if self._state in ("starting", "isolated"):
+            self._enter(now, out)
+
+    def _budget(self, peer: NodeId, now: float, *, rate: float, burst: float) -> None:
+        if not self._links.spend(peer, now, rate=rate, burst=burst):
+            raise RemoteError(Reason.RATE_LIMITED, f"more than {rate:g} requests a second")
+
+    def _answered(self, peer: NodeId) -> None:
+        link = self._links.get(peer)
+        if link is not None:
+            link.silent = 0
+
+    def _silent(self, peer: NodeId, out: list[Effect]) -> None:
+        """It did not answer a request in time. TCP does not tell when the other end lost its power."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.silent += 1
+            if link.silent >= SILENT_MAX:
+                out.append(Drop(peer, f"no answer to {SILENT_MAX} requests in a row"))
+
+    def _fault(self, peer: NodeId, error: RemoteError, now: float, out: list[Effect]) -> None:
+        """The one place where a peer's fault has consequences."""
+        out.append(Emit(Refused(peer, error.reason, True, error.detail)))
+        link = self._links.get(peer)
+        if link is None or error.reason in HARMLESS:
+            return
+        link.faults += 1
+        if link.faults == FAULTS_MAX or error.reason in (Reason.MALFORMED, Reason.OVERSIZED):
+            bye = wire.Bye(f"{error.reason}: {error.detail}"[:200])
+            out.append(Send(peer, wire.encode(bye)))
+            out.append(Drop(peer, str(error.reason)))
+            self._links.ban(peer, now + BAN_S)
+            self._membership.forget(peer)
+
+    def _count(self, out: list[Effect]) -> None:
+        """The counters of the snapshot are fed by the news, so that both tell the same."""
+        for effect in out:
+            if type(effect) is not Emit:
+                continue
+            news = effect.news
+            if type(news) is Exchanged:
+                self._exchanged += 1
+                if news.peer in self._links:
+                    self._with[news.peer] = self._with.get(news.peer, 0) + 1
+            elif type(news) is Refused:
+                counters = self._refused if news.by_us else self._refused_by_peers
+                counters[news.reason] = counters.get(news.reason, 0) + 1
+
+    # --- entering the network -----------------------------------------------------------------------
+
+    def _enter(self, now: float, out: list[Effect]) -> None:
+        """Somebody answers: find our neighbourhood, then holders of our shards."""
+        self._bootstrap_pause_s = BOOTSTRAP_S
+        self._change_state(self._working_state(), out)
+        self._directory.look_up(self.id, "join", now, out)
+        self._walk(now, out)
+
+    def _walk(self, now: float, out: list[Effect]) -> None:
+        """Look for holders of our shards, and become one that is found."""
+        for place in self._places:
+            self._directory.look_up(place, "providers", now, out, place=place)
+        self._deadlines.set(("walk",), now + self._walk_s * self._rng.uniform(0.8, 1.2))
+        self._walk_s = min(2.0 * self._walk_s, self._config.membership.walk_interval_s)
+
+    def _provider_found(self, contact: Contact, place: Key) -> None:
+        shard = self._places.get(place)
+        if shard is not None and contact.node not in self._membership:
+            self._membership.observe(contact, shard)
+
+    def _dial_bootstrap(self, now: float, out: list[Effect]) -> None:
+        """As long as nobody is connected: try all known addresses, ever more seldom, for ever."""
+        if len(self._links) or self._state == "stopping":
+            return
+        if self._state != "starting":
+            self._change_state("isolated", out)
+        remembered = self._rng.sample(self._remembered, min(3, len(self._remembered)))
+        addresses = dict.fromkeys([*self._bootstrap, *remembered])
+        out.extend(Dial(address, None) for address in addresses)
+        if addresses:
+            pause = self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5)
+            self._bootstrap_pause_s = min(2.0 * self._bootstrap_pause_s, BOOTSTRAP_S_MAX)
+            self._deadlines.set(("bootstrap",), now + pause)
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    def _due(self, name: tuple[str, int], now: float, out: list[Effect]) -> None:
+        match name:
+            case ("round",):
+                self._begin_round(now, out)
+            case ("exchange", shard):
+                silent = self._exchanges.partners
+                self._exchanges.overdue(shard, now, out)
+                self._end_round(now)  # learning does not stand still because a partner does
+                for end in self._exchanges.ended:
+                    if end.peer in silent:
+                        self._silent(end.peer, out)
+            case ("request", number):
+                peer = self._directory.overdue(number, now, out)
+                if peer is not None:
+                    self._silent(peer, out)
+            case ("walk",):
+                self._walk(now, out)
+            case ("bootstrap",) | ("start",):
+                self._dial_bootstrap(now, out)
+            case ("refresh",):
+                self._directory.refresh(now, out)
+                interval = self._config.dht.refresh_interval_s
+                self._deadlines.set(("refresh",), now + interval * self._rng.uniform(0.8, 1.2))
+            case ("rotate",):
+                self._membership.rotate(self._entropy(16))
+                self._deadlines.set(("rotate",), now + ROTATE_S)
+            case ("save",):
+                self._save(now, out)
+            case ("patience",):
+                self._begin_alone(out)
+            case _:
+                raise AssertionError(f"no such deadline: {name}")
+
+    # --- learning -----------------------------------------------------------------------------------
+
+    @property
+    def _training(self) -> bool:
+        limit = self._config.learning.rounds_max
+        return self._joined and (limit == 0 or self._round < limit)
+
+    def _working_state(self) -> str:
+        if not self._joined:
+            return "joining"
+        return "training" if self._training else "exchanging"
+
+    def _begin_round(self, now: float, out: list[Effect]) -> None:
+        if self._state == "stopping":
+            return
+        self._round_at = now
+        self._waiting = True
+        self._tries = TRIES
+        if self._joined:
+            # Without steps the job only refreshes the averaged read-out.
+            steps = self._config.learning.local_steps if self._training else 0
+            self._train_ticket = self._tickets()
+            out.append(Compute(self._train_ticket, Train(steps)))
+        else:
+            self._begin_exchange(now, out)
+
+    def _begin_exchange(self, now: float, out: list[Effect]) -> None:
+        """Offer the shard whose last exchange is longest ago to a random holder of it."""
+        self._tries -= 1
+        for shard in self._turn:
+            if self._exchanges.busy(shard) or (not self._joined and self._exchanges.ages[shard] > 0):
+                continue
+            partner = self._membership.partner(shard, self._rng)
+            if partner is None or self._links.resting(partner.node, now):
+                continue
+            if partner.node not in self._links and not self._directory.verified(partner):
+                self._membership.forget(partner.node)
+                continue
+            self._exchanges.initiate(shard, partner.node, partner.key, now, out)
+            return
+        self._end_round(now)
+
+    def _exchange_ended(self, end: Ended, now: float, out: list[Effect]) -> None:
+        if end.reason is None:
+            self._turn.remove(end.shard)
+            self._turn.append(end.shard)
+            self._initiated += 1
+        if not self._joined:
+            self._newcomer_ended(end, out)
+        if (
+            end.reason is Reason.BUSY
+            and not end.crossed
+            and self._waiting
+            and self._tries > 0
+            and self._state != "stopping"
+        ):
+            self._begin_exchange(now, out)
+        else:
+            self._end_round(now)
+
+    def _end_round(self, now: float) -> None:
+        if not self._waiting:
+            return
+        self._waiting = False
+        interval = self._config.learning.round_interval_s * self._rng.uniform(0.9, 1.1)
+        # max: a round that took longer than the interval is followed at once, without trying to catch up.
+        self._deadlines.set(("round",), max(now, self._round_at + interval))
+
+    def _newcomer_ended(self, end: Ended, out: list[Effect]) -> None:
+        """A newcomer adopted, or learned that the one it asked is a newcomer too."""
+        if end.reason is Reason.NOT_READY:
+            self._newcomers[end.peer] = None
+        if all(age > 0 for age in self._exchanges.ages):
+            self._begin(out)
+        elif self._newcomers and len(self._newcomers) >= min(NEWCOMERS_ASKED, len(self._membership)):
+            self._begin_alone(out)
+
+    def _begin_alone(self, out: list[Effect]) -> None:
+        """Nobody has anything to adopt: begin from genesis, which is the same for all."""
+        if self._joined:
+            return
+        for shard, age in enumerate(self._exchanges.ages):
+            self._exchanges.ages[shard] = max(age, 1)
+        self._begin(out)
+
+    def _begin(self, out: list[Effect]) -> None:
+        self._joined = True
+        self._newcomers.clear()
+        self._deadlines.clear(("patience",))
+        if self._state != "isolated":
+            self._change_state(self._working_state(), out)
+
+    def _done(self, event: Done, now: float, out: list[Effect]) -> None:
+        result = event.result
+        if event.ticket == self._train_ticket:
+            assert isinstance(result, Trained)
+            self._train_ticket = 0
+            if self._training:
+                self._trained(result, out)
+            if self._state != "stopping":
+                self._begin_exchange(now, out)
+        elif event.ticket == self._save_ticket:
+            assert isinstance(result, Saved)
+            self._save_ticket = 0
+            out.append(Persist((memory.ages_entry(self._exchanges.ages), self._peers_entry())))
+        elif not self._exchanges.done(event.ticket, result, now, out):
+            raise AssertionError(f"a result for the unknown ticket {event.ticket}")
+
+    def _trained(self, result: Trained, out: list[Effect]) -> None:
+        self._round += 1
+        self._loss = result.loss
+        for shard in range(len(self._exchanges.ages)):
+            self._exchanges.ages[shard] += result.steps
+        out.append(Emit(Learned(self._round, result.steps, result.loss)))
+        if self._state == "training":
+            self._change_state(self._working_state(), out)
+
+    def _save(self, now: float, out: list[Effect]) -> None:
+        if self._save_ticket == 0 and self._joined:
+            self._save_ticket = self._tickets()
+            out.append(Compute(self._save_ticket, Save()))
+        interval = self._config.learning.save_interval_s
+        self._deadlines.set(("save",), now + interval * self._rng.uniform(0.8, 1.2))
+
+    def _peers_entry(self) -> tuple[str, bytes]:
+        return memory.peers_entry([c.addresses[0] for c in self._membership.contacts() if c.addresses])
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def _leave(self, out: list[Effect]) -> None:
+        self._change_state("stopping", out)
+        bye = wire.encode(wire.Bye("leaving"))
+        out.extend(Send(peer, bye) for peer, _ in self._links.items())
+        out.append(Persist((self._peers_entry(),)))
+        if self._save_ticket == 0 and self._joined:
+            self._save_ticket = self._tickets()
+            out.append(Compute(self._save_ticket, Save()))
+
+    def _change_state(self, state: str, out: list[Effect]) -> None:
+        if state != self._state and self._state != "stopping":
+            self._state = state
+            out.append(Emit(StateChanged(state)))

@@ -1,0 +1,199 @@
+"""Nodes that find each other, join, exchange and survive: the core without any driver of production."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from gossip import wire
+from gossip.config import Config
+from gossip.events import Exchanged, Leave, StateChanged
+
+
+def test_two_newcomers_find_each_other_and_begin_from_genesis(net):
+    a, b = net.add(), net.add()
+
+    net.run(20.0)
+
+    assert a.node.state == b.node.state == "training"
+    assert a.node.snapshot(net.now).pool == b.node.snapshot(net.now).pool == 1
+    assert min(a.node.snapshot(net.now).exchanges, b.node.snapshot(net.now).exchanges) > 50
+
+
+def test_thirty_nodes_that_know_one_address_all_find_each_other(net):
+    peers = [net.add() for _ in range(30)]
+
+    net.run(20.0)
+
+    assert [p.node.snapshot(net.now).pool for p in peers] == [29] * 30
+
+
+def test_newcomer_adopts_and_the_others_do_not_move(net, quiet):
+    old = [net.add(config=quiet, weight=0.5) for _ in range(4)]
+    net.run(5.0)
+    before = [p.learner.weights().copy() for p in old]
+
+    new = net.add(
+        config=replace(quiet, learning=replace(quiet.learning, round_interval_s=0.05, rounds_max=1))
+    )
+    net.run(2.0)
+
+    assert any(isinstance(n, Exchanged) and n.role == "adopter" for n in new.news)
+    np.testing.assert_allclose(new.learner.weights(), 0.5, atol=1e-6)
+    for peer, weights in zip(old, before, strict=True):
+        np.testing.assert_allclose(peer.learner.weights(), weights, atol=1e-6)
+
+
+def test_exchange_moves_both_to_their_mean_and_keeps_the_sum(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+
+    net.exchange(a, b)
+
+    np.testing.assert_allclose(a.learner.weights(), 1.5, rtol=0.01)
+    np.testing.assert_allclose(a.learner.weights() + b.learner.weights(), 3.0, rtol=1e-5)
+
+
+def test_exchanges_of_a_sharded_model_take_the_shards_in_turn(net, new_run):
+    config = Config()
+    config = replace(config, learning=replace(config.learning, local_steps=0))
+    run = new_run(values=200, shard_max=50)
+    a, _ = (net.add(run=run, config=config, weight=w) for w in (1.0, 2.0))
+
+    net.run(10.0)
+
+    for shard in range(4):
+        applied = [n for n in a.news if isinstance(n, Exchanged) and n.shard == shard]
+        assert len(applied) > 20
+    np.testing.assert_allclose(a.learner.weights(), 1.5, rtol=0.01)
+
+
+def test_lost_reply_is_repeated_and_applied_once(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+    lost = []
+
+    def lose_first_reply(source, target, frame):
+        if isinstance(wire.decode(frame), wire.ReplyMessage) and not lost:
+            lost.append(frame)
+            return []
+        return [frame]
+
+    net.wire = lose_first_reply
+    net.exchange(a, b)
+    net.run(10.0)
+
+    assert lost
+    np.testing.assert_allclose(a.learner.weights() + b.learner.weights(), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(b.learner.weights(), 1.5, rtol=0.01)
+
+
+def test_partner_that_vanishes_costs_one_exchange_and_the_round_goes_on(net):
+    a, _, c = (net.add() for _ in range(3))
+    net.run(15.0)
+    net.wire = lambda source, target, frame: [] if c in (source, target) else [frame]
+    rounds = a.node.snapshot(net.now).round
+
+    net.run(30.0)
+
+    assert a.node.snapshot(net.now).round > rounds + 50
+    assert a.refused(by_us=False)["timeout"] > 0
+
+
+def test_peer_of_another_run_is_told_the_difference_and_never_exchanges(net, new_run):
+    a = net.add(run=new_run(name="one/1"))
+    b = net.add(run=new_run(name="two/1"))
+
+    net.run(15.0)
+
+    assert a.refused() == {"other_run": 1}
+    detail = next(n.detail for n in a.news if getattr(n, "reason", "") == "other_run")
+    assert "'one/1'" in detail
+    assert "'two/1'" in detail
+    assert a.node.snapshot(net.now).exchanges == b.node.snapshot(net.now).exchanges == 0
+
+
+def test_isolated_node_goes_on_learning_and_keeps_trying(net):
+    a, b = net.add(), net.add()
+    net.run(15.0)
+    net.cut(a, b, "cable")
+    real, net.wire = net.connect, None
+    net.connect = lambda a, b: None
+
+    net.run(5.0)
+    rounds = b.node.snapshot(net.now).round
+    assert b.node.state == "isolated"
+
+    net.run(20.0)
+    assert b.node.snapshot(net.now).round > rounds + 100
+    net.connect, net.wire = real, lambda source, target, frame: [frame]
+    net.run(120.0)
+    assert b.node.state == "training"
+    assert StateChanged("isolated") in b.news
+
+
+def test_leaving_node_says_goodbye_and_answers_no_offer(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+
+    net.tell(b, Leave())
+    net.run(1.0)
+
+    assert b.node.state == "stopping"
+    assert (a.id, b.id) not in net.links
+
+
+def test_restart_never_signs_a_used_number_again(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+    numbers = []
+
+    def watch(source, target, frame):
+        message = wire.decode(frame)
+        if source is a and isinstance(message, wire.OfferMessage):
+            numbers.append(wire.decode_offer_header(message.header).seq)
+        return [frame]
+
+    net.wire = watch
+    for life in range(3):
+        for _ in range(3):
+            net.exchange(a, b)
+        net.cut(a, b, f"SIGKILL {life}")
+        net.run(1.0)
+        a.start(net.now)
+        net.connect(a, b)
+        net.run(1.0)
+
+    assert len(numbers) == 9
+    assert numbers == sorted(set(numbers))
+
+
+def test_high_water_marks_survive_a_restart(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+    net.exchange(a, b)
+    offer = next(f for s, t, f in net.frames if isinstance(wire.decode(f), wire.OfferMessage))
+    net.cut(a, b, "SIGKILL")
+    net.run(1.0)
+    b.start(net.now)
+    net.connect(a, b)
+    net.run(1.0)
+    weights = b.learner.weights().copy()
+
+    from gossip.events import Received
+
+    net.post(0.0, b.id, Received(a.id, offer))
+    net.run(1.0)
+
+    assert b.refused()["replayed"] == 1
+    np.testing.assert_array_equal(b.learner.weights(), weights)
+
+
+def test_connections_stay_within_their_limit(net):
+    config = replace(Config(), connections_max=5)
+    peers = [net.add(config=config) for _ in range(15)]
+
+    net.run(20.0)
+
+    # One more may be open for the moment in which the surplus is being closed.
+    assert max(len(p.node.snapshot(net.now).peers) for p in peers) <= 7
+    assert min(p.node.snapshot(net.now).exchanges for p in peers) > 20

@@ -1,0 +1,168 @@
+"""The small parts of the node: deadlines, sequence numbers, the pool of partners, links."""
+
+import random
+from math import inf
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crypto.identity import PublicKey
+from gossip import memory
+from gossip.deadlines import Deadlines
+from gossip.dht.ids import NodeId
+from gossip.dht.routing import Contact
+from gossip.events import Dial, DialFailed, Drop, PeerUp, Persist, Send
+from gossip.links import Links
+from gossip.membership import Membership
+from gossip.sequence import BLOCK, Sequence
+
+names = st.sampled_from("abcde")
+
+
+@given(st.lists(st.tuples(names, st.one_of(st.none(), st.floats(0, 100)))), st.floats(0, 100))
+def test_deadlines_fire_like_a_plain_dict(orders, now):
+    deadlines, plain = Deadlines(), {}
+    for name, when in orders:
+        if when is None:
+            deadlines.clear(name)
+            plain.pop(name, None)
+        else:
+            deadlines.set(name, when)
+            plain[name] = when
+
+    assert deadlines.next == min(plain.values(), default=inf)
+    due = deadlines.due(now)
+    assert sorted(due) == sorted(name for name, when in plain.items() if when <= now)
+    assert [plain[name] for name in due] == sorted(plain[name] for name in due)
+    assert deadlines.next == min((w for w in plain.values() if w > now), default=inf)
+
+
+def test_equal_deadlines_fire_in_the_order_they_were_set():
+    deadlines = Deadlines()
+    for name in "zebra":
+        deadlines.set(name, 1.0)
+    assert deadlines.due(1.0) == list("zebra")
+
+
+@given(st.lists(st.integers(1, 3 * BLOCK), min_size=1, max_size=5))
+def test_numbers_rise_over_all_lives_and_are_reserved_before_use(lives):
+    store, last = {}, 0
+    for life in lives:
+        sequence = Sequence(memory.ceiling(store))
+        for _ in range(life):
+            out = []
+            number = sequence.take(out)
+            for effect in out:
+                assert isinstance(effect, Persist)
+                assert effect.power
+                store.update(effect.entries)
+            assert last < number < memory.ceiling(store)
+            last = number
+
+
+def contact(number: int) -> Contact:
+    key = PublicKey(number.to_bytes(32, "big"))
+    return Contact(NodeId(random.Random(number).randbytes(32)), key, ("10.0.0.1:7400",), b"record")
+
+
+def make_membership(pool_max: int) -> Membership:
+    return Membership(NodeId(bytes(32)), pool_max=pool_max, key=bytes(16))
+
+
+def test_partners_are_drawn_uniformly():
+    """Chi-square over 50 holders: below the 99.9 % quantile of 49 degrees of freedom (85.4)."""
+    membership, rng = make_membership(1024), random.Random(1)
+    for number in range(50):
+        membership.observe(contact(number), 0)
+    counts = dict.fromkeys((contact(n).node for n in range(50)), 0)
+    for _ in range(10_000):
+        counts[membership.partner(0, rng).node] += 1
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 85.4
+
+
+def test_flood_of_repetitions_does_not_enter_a_full_pool():
+    """What counts is being seen, not how often: the pool is a uniform sample of the distinct ids."""
+    membership = make_membership(100)
+    loud, silent = [contact(n) for n in range(500)], [contact(n) for n in range(500, 1000)]
+    for _ in range(20):
+        for c in loud:
+            membership.observe(c, 0)
+    for c in silent:
+        membership.observe(c, 0)
+    share = sum(c.node in membership for c in silent)
+    assert len(membership) == 100
+    assert 30 <= share <= 70
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 2)), max_size=60))
+def test_pool_draws_only_present_holders_of_the_shard(orders):
+    membership, plain, rng = make_membership(1024), set(), random.Random(0)
+    for add, number, shard in orders:
+        if add:
+            membership.observe(contact(number), shard)
+            plain.add((number, shard))
+        else:
+            membership.forget(contact(number).node)
+            plain = {(n, s) for n, s in plain if n != number}
+    for shard in range(3):
+        holders = {contact(n).node for n, s in plain if s == shard}
+        drawn = {c.node for c in (membership.partner(shard, rng) for _ in range(100)) if c}
+        assert drawn <= holders
+        assert bool(drawn) == bool(holders)
+
+
+def make_links(connections_max: int = 3) -> Links:
+    return Links(connections_max=connections_max, rng=random.Random(0))
+
+
+def up(node: NodeId) -> PeerUp:
+    return PeerUp(node, PublicKey(bytes(32)), "10.0.0.1:7400", False)
+
+
+def test_frames_wait_for_the_dial_and_leave_in_order():
+    links, node, out = make_links(), contact(1).node, []
+    assert links.send(node, ("a:1",), b"one", 0.0, out)
+    assert links.send(node, ("a:1",), b"two", 0.0, out)
+    assert out == [Dial("a:1", node)]
+
+    out.clear()
+    links.opened(up(node), 1.0)
+    links.flush(node, out)
+    assert out == [Send(node, b"one"), Send(node, b"two")]
+
+
+def test_all_addresses_are_tried_before_a_peer_counts_as_unreachable():
+    links, node, out = make_links(), contact(1).node, []
+    links.send(node, ("a:1", "b:2"), b"frame", 0.0, out)
+    assert not links.dial_failed(DialFailed("a:1", node, "refused"), 1.0, out)
+    assert out[-1] == Dial("b:2", node)
+    assert links.dial_failed(DialFailed("b:2", node, "refused"), 2.0, out)
+    assert links.resting(node, 2.1)
+    assert not links.send(node, ("a:1",), b"frame", 2.1, out)
+
+
+def test_rest_doubles_with_each_failure_and_ends_with_success():
+    links, node = make_links(), contact(1).node
+    for failures in range(1, 6):
+        links.rest(node, 0.0)
+        assert links.resting(node, 0.49 * 2 ** (failures - 1))
+        assert not links.resting(node, 1.51 * 2 ** (failures - 1))
+    links.opened(up(node), 0.0)
+    assert not links.resting(node, 0.0)
+
+
+def test_least_recently_used_idle_connection_goes_first():
+    links, nodes = make_links(3), [contact(n).node for n in range(5)]
+    for node in nodes:
+        links.opened(up(node), 0.0)
+    links.send(nodes[0], (), b"used", 1.0, [])
+    out = []
+    links.shed([nodes[1]], out)
+    assert out == [Drop(nodes[2], "connection limit"), Drop(nodes[3], "connection limit")]
+
+
+def test_budget_allows_the_burst_then_the_rate():
+    links, node = make_links(), contact(1).node
+    links.opened(up(node), 0.0)
+    assert sum(links.spend(node, 0.0, rate=10.0, burst=20.0) for _ in range(100)) == 20
+    assert sum(links.spend(node, 1.0, rate=10.0, burst=20.0) for _ in range(100)) == 10
