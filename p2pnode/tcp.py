@@ -1,0 +1,84 @@
+"""TCP: the real network.
+
+`trio.open_tcp_stream` tries all A and AAAA records of a name, staggered (Happy Eyeballs, RFC 8305), and sockets come
+with TCP_NODELAY: an offer of 200 bytes must not wait for Nagle's algorithm.
+"""
+
+import errno
+
+import trio
+
+from p2pnode.transport import Link, format_address, parse_address
+
+# Out of file descriptors or memory: accepting again at once would spin. threats.md section 3.
+ACCEPT_PAUSE_S = 1.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class TcpLink(Link):
+    def __init__(self, stream: trio.SocketStream, remote: str) -> None:
+        self._stream = stream
+        self._remote = remote
+
+    @property
+    def remote(self) -> str:
+        return self._remote
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class TcpListener:
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        host, port = listener.socket.getsockname()[:2]
+        self._address = format_address(host, port)
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    async def accept(self) -> Link:
+        while True:
+            try:
+                stream = await self._listener.accept()
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                await trio.sleep(ACCEPT_PAUSE_S)
+                continue
+            try:
+                host, port = stream.socket.getpeername()[:2]
+            except OSError:  # gone again before we looked
+                await trio.aclose_forcefully(stream)
+                continue
+            return TcpLink(stream, format_address(host, port))
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class TcpTransport:
+    async def listen(self, address: str) -> TcpListener:
+        host, port = parse_address(address)
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        # A name with several addresses: the first is ours. Whoever wants all interfaces says 0.0.0.0 or [::].
+        for spare in listeners[1:]:
+            await spare.aclose()
+        return TcpListener(listeners[0])
+
+    async def dial(self, address: str) -> Link:
+        host, port = parse_address(address)
+        return TcpLink(await trio.open_tcp_stream(host, port), address)
