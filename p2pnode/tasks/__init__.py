@@ -1,1 +1,78 @@
-"""Built-in tasks; they use the same door as a user's own."""
+"""Where tasks come from: the built-in ones and a user's own enter by the same door.
+
+A task is named by an entry point of the group `p2pnode.tasks` ("digits", "table", or one that an installed
+package offers) or as `module:factory`; the factory's keyword arguments are the settings `task.args`.
+"""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from gossip.errors import LocalError
+from gossip.learning.task import Task
+from p2pnode.errors import ExitCode, UserError
+
+GROUP = "p2pnode.tasks"
+
+# Known even where the distribution is not installed and has no entry points: a checkout on the Python path.
+BUILT_IN = {"digits": "p2pnode.tasks.digits:make", "table": "p2pnode.tasks.table:make"}
+
+
+def load_task(spec: str, args: Mapping[str, Any]) -> Task:
+    """Make the task that `spec` names. Runs the user's code; never call it with anything from a peer.
+
+    Args:
+        spec: "digits", "table", the name of another entry point, or "module:factory"; modules are searched in
+            the current directory too, after everything installed.
+        args: Keyword arguments of the factory.
+
+    Raises:
+        UserError: status TASK and one sentence: no such task, no such module, wrong arguments, not a task.
+    """
+    target = spec if ":" in spec else _targets().get(spec)
+    if target is None:
+        names = ", ".join(sorted(_targets()))
+        raise _error(
+            f"no task is named {spec!r}; expected one of {names}, or module:factory for one of your own"
+        )
+    module_name, _, factory_name = target.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise _error(
+            f"the module of task {spec!r} cannot be imported ({error}); is it installed, or in {here}?"
+        ) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise _error(
+            f"the module {module_name} has no factory {factory_name!r}; expected a function that returns a task"
+        )
+    try:
+        task = factory(**args)
+    except UserError:
+        raise
+    except (LocalError, TypeError, ValueError, KeyError, OSError) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
+        raise _error(f"the task {spec!r} cannot be made with {given}: {error}") from error
+    lacking = [name for name in ("init", "loss", "batches") if not callable(getattr(task, name, None))]
+    if lacking:
+        raise _error(
+            f"the factory {spec!r} returned a {type(task).__name__} without {', '.join(lacking)}; a task has"
+            " init(key), loss(params, batch, key) and batches(split, seed)"
+        )
+    made: Task = task
+    return made
+
+
+def _targets() -> dict[str, str]:
+    return {**BUILT_IN, **{point.name: point.value for point in entry_points(group=GROUP)}}
+
+
+def _error(sentence: str) -> UserError:
+    return UserError(ExitCode.TASK, sentence)
