@@ -1,0 +1,220 @@
+"""From a scenario and a seed to figures: puts real nodes into a world, runs it, and measures what they learned.
+
+Whatever is in a `Report` except the wall-clock figures repeats with the seed.
+"""
+
+from collections.abc import Callable, Sequence
+from math import nan
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from msgspec import Struct
+
+from gossip.learning.codec import FloatArray
+from gossip.learning.learner import Learner, TrainInput, TrainOutput
+from gossip.learning.task import RunInfo, Task, run_info
+from gossip.node import Node
+from simulation.checkers import consensus_distance
+from simulation.scenario import Scenario
+from simulation.seeds import Seeds
+from simulation.world import Host, World, store_of
+
+
+class Accuracy(Struct, frozen=True):
+    """On the test rows, each in [0, 1], from the averaged read-out of every node that is up at the end."""
+
+    mean: float
+    worst: float
+    central: float  # one learner with all rows, as many rounds as a node had on average; nan if not measured
+
+
+class Report(Struct, frozen=True):
+    """What one run came to; `p2psim run --json` prints it."""
+
+    scenario: str
+    seed: int
+    nodes: int
+    digest: str
+    virtual_s: float
+    wall_s: float  # of the world alone: without set-up, compiling and the measurements at the end
+    events: int
+    exchanges: int
+    node_updates: int
+    accuracy: Accuracy
+    consensus: float
+    messages: int
+    bytes_sent: int
+    checks: int  # made by the checkers; none failed, or there would be no report
+    faults: dict[str, int]
+    refused: dict[str, int]
+
+
+class RealParts:
+    """Nodes, learners and a trainer as the daemon has them, for the hosts of a world.
+
+    Args:
+        scenario: Names the task and the settings.
+        seeds: Of the run.
+    """
+
+    def __init__(self, scenario: Scenario, seeds: Seeds) -> None:
+        from gossip.learning.trainer import Trainer
+
+        self._config = scenario.config
+        self._tasks = tasks_of(scenario, seeds)
+        self.trainer = Trainer(
+            self._tasks[0], lanes=scenario.compute.lanes, seed=self._config.learning.genesis_seed
+        )
+        self.run_info: RunInfo = run_info(
+            network=self._config.network,
+            task=self._tasks[0],
+            schema=self.trainer.schema,
+            genesis=self.trainer.genesis,
+            learning=self._config.learning,
+        )
+        self.run_id = self.run_info.id
+        self._seed = seeds.integer("batches") % 2**32
+
+    def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
+        return Node(
+            host.identity,
+            self._config,
+            self.run_info,
+            addresses=(host.address,),
+            # Of each life its own, or a node that restarts would draw the nonces of its last life again.
+            rng=seeds.random("node", host.index, host.life),
+            entropy=seeds.entropy("node", host.index, host.life),
+            store=store_of(host),
+            has_model=host.saved is not None,
+            now=now,
+        )
+
+    def worker(self, host: Host) -> Learner:
+        task = self._tasks[host.index]
+        learner = Learner(
+            self.run_info,
+            self.trainer.genesis,
+            exchange=self._config.exchange,
+            learning=self._config.learning,
+            node=host.index,
+            batches=lambda seed: task.batches("train", seed),
+            seed=self._seed + host.index,
+        )
+        if host.saved is not None:
+            learner.load(host.saved)
+        return learner
+
+    def train(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]:
+        return self.trainer.run(inputs)
+
+    def warm_up(self) -> None:
+        """Compiles what the run will call, so that the world's wall time is the world's."""
+        steps = self._config.learning.local_steps
+        if steps > 0:
+            learner = Learner(
+                self.run_info,
+                self.trainer.genesis,
+                exchange=self._config.exchange,
+                learning=self._config.learning,
+                batches=lambda seed: self._tasks[0].batches("train", seed),
+            )
+            self.trainer.run([learner.train_input(steps)])
+
+
+def tasks_of(scenario: Scenario, seeds: Seeds) -> list[Task]:
+    """One task per node, each with its own part of the data.
+
+    The factory is given `part`, `parts` and `seed` besides the arguments in the scenario.
+    """
+    from p2pnode.tasks import load_task
+
+    seed = seeds.integer("data") % 2**32
+    arguments: dict[str, Any] = {"parts": scenario.nodes, "seed": seed, **scenario.task.args}
+    return [load_task(scenario.task.name, {**arguments, "part": index}) for index in range(scenario.nodes)]
+
+
+def run(
+    scenario: Scenario,
+    seed: int,
+    *,
+    replay: str = "",
+    check: bool = True,
+    central: bool = True,
+    progress: Callable[[World], None] | None = None,
+    every_s: float = 5.0,
+) -> Report:
+    """Runs a scenario to its end and measures.
+
+    Args:
+        replay: The command that repeats the run, for the message of a violation.
+        check: Whether the checkers watch.
+        central: Whether to train the central reference, too.
+        progress: Called every `every_s` virtual seconds.
+
+    Raises:
+        ViolationError: a checker saw what must never happen.
+    """
+    seeds = Seeds(seed)
+    parts = RealParts(scenario, seeds)
+    parts.warm_up()
+    world = World(scenario, seeds, parts, replay=replay, check=check)
+    begun = perf_counter()
+    try:
+        date = 0.0
+        while date < scenario.duration_s:
+            date = min(date + every_s, scenario.duration_s)
+            world.run(date)
+            if progress is not None:
+                progress(world)
+        wall_s = perf_counter() - begun
+    finally:
+        world.close()
+    workers = [host.worker for host in world.up()]
+    learners = [worker for worker in workers if isinstance(worker, Learner)]
+    assert len(learners) == len(workers), "these are the parts that we gave"
+    return Report(
+        scenario=scenario.name,
+        seed=seed,
+        nodes=scenario.nodes,
+        digest=world.digest,
+        virtual_s=world.now,
+        wall_s=wall_s,
+        events=world.events,
+        exchanges=world.exchanges,
+        node_updates=world.node_updates,
+        accuracy=_accuracy(scenario, seeds, parts, learners, central=central),
+        consensus=consensus_distance([learner.weights() for learner in learners]),
+        messages=world.messages,
+        bytes_sent=world.bytes_sent,
+        checks=world.checks,
+        faults=world.faults,
+        refused=dict(sorted(world.refused.items())),
+    )
+
+
+def _accuracy(
+    scenario: Scenario, seeds: Seeds, parts: RealParts, learners: Sequence[Learner], *, central: bool
+) -> Accuracy:
+    readouts: list[FloatArray] = [learner.readout() for learner in learners]
+    found = [metrics.get("accuracy", nan) for metrics in parts.trainer.evaluate(readouts)]
+    return Accuracy(
+        mean=fmean(found),
+        worst=min(found),
+        central=_central(scenario, seeds, learners) if central else nan,
+    )
+
+
+def _central(scenario: Scenario, seeds: Seeds, learners: Sequence[Learner]) -> float:
+    """All rows in one place: same rules, as many rounds as the nodes made on average."""
+    from gossip.learning.trainer import train_alone
+    from p2pnode.tasks import load_task
+
+    learning = scenario.config.learning
+    if learning.local_steps == 0:
+        return nan
+    # How rows are divided does not concern who has them all.
+    arguments = {key: value for key, value in scenario.task.args.items() if key not in ("alpha", "partition")}
+    task = load_task(scenario.task.name, arguments)
+    rounds = round(fmean(learner.steps for learner in learners) / learning.local_steps)
+    return train_alone(task, rounds=max(rounds, 1), learning=learning).get("accuracy", nan)
