@@ -91,7 +91,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dht.refresh_interval_s": (0.1, math.inf),
     "dht.record_ttl_s_max": (1.0, 7200.0),
     "dht.publish_interval_s": (0.1, math.inf),
-    "membership.samplers": (1, 4096),
     "membership.pool_max": (1, 2**20),
     "membership.walk_interval_s": (0.1, math.inf),
     "exchange.timeout_s": (0.01, 3600.0),

@@ -172,3 +172,8 @@ def test_assignments_need_a_section_and_a_value() -> None:
         with pytest.raises(UserError, match=r"section\.key=value"):
             settings.parse_assignment(wrong)
     assert settings.parse_assignment("a.b=c=d") == ("a.b", "c=d")
+
+
+def test_every_limit_belongs_to_a_setting() -> None:
+    assert set(settings._RANGES) <= set(settings.TABLE)
+    assert set(settings._CHOICES) <= set(settings.TABLE)
