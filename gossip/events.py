@@ -259,6 +259,8 @@ class StateChanged(Struct, frozen=True):
     state: str
 
 
-News: TypeAlias = Exchanged | Learned | Refused | Connected | Disconnected | Unreachable | Looked | StateChanged
+News: TypeAlias = (
+    Exchanged | Learned | Refused | Connected | Disconnected | Unreachable | Looked | StateChanged
+)
 
 Effect: TypeAlias = Send | Dial | Drop | Compute | Persist | Emit

@@ -7,9 +7,11 @@
     Finish job: x_i -= c/2  <-------------------   ReplyMessage(header naming the offer's hash, c)
 
 A newcomer (age 0) offers too, gets the responder's state instead of a change, and adopts it; a responder that is
-itself a newcomer adopts what it was offered. One exchange per shard at a time; "busy" is a signed answer. The
-responder keeps its replies, so that an offer repeated because the reply was lost is answered without being applied
-twice. A lost reply that is never repeated leaves half an exchange: a small drift, measured in algorithms.md 1.3.
+itself a newcomer adopts what it was offered. A node waits for one answer per shard at a time and serves others
+meanwhile: each side applies its half to its *current* weights, so the sum is kept whatever overlaps
+(docs/decisions/0002). The responder keeps its replies, so that an offer repeated because the reply was lost is answered
+without being applied twice. A lost reply that is never repeated leaves half an exchange: a small drift, measured in
+algorithms.md 1.3.
 
 Order of checks for what arrives: size (wire), budget (node), author, signature, run, sequence, bounds, payload.
 """
@@ -61,6 +63,8 @@ CLIP_NONE = 2**63 - 1
 # forgetting the oldest gives nothing to a third party.
 MARKS_MAX = 65536
 AGE_MAX = 2**53
+# Offers being worked on at the same time; more are answered "busy". Bounds the memory held by payloads to 32 MiB.
+INCOMING_MAX = 8
 EMPTY_HASH = hashlib.sha256(b"").digest()
 
 
@@ -86,6 +90,7 @@ class _Outgoing(Struct):
 
 
 class _Incoming(Struct):
+    shard: int
     peer: NodeId
     key: PublicKey
     hash: bytes
@@ -130,8 +135,8 @@ class Exchanges:
         self.ages = ages
         self._marks = marks
         self._outgoing: dict[int, _Outgoing] = {}
-        self._incoming: dict[int, _Incoming] = {}
-        self._jobs: dict[int, tuple[str, int]] = {}  # ticket -> (outgoing or incoming, shard)
+        self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
+        self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
         self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
         # Smoothed time to an answer and its deviation (Jacobson 1988, as in RFC 6298), so that nobody has to guess.
         self._answer_s = 0.0
@@ -140,8 +145,9 @@ class Exchanges:
 
     # --- what the node asks -----------------------------------------------------------------------
 
-    def busy(self, shard: int) -> bool:
-        return shard in self._outgoing or shard in self._incoming
+    def waiting(self, shard: int) -> bool:
+        """Whether an exchange of `shard` that we initiated is open."""
+        return shard in self._outgoing
 
     @property
     def partners(self) -> list[NodeId]:
@@ -150,22 +156,22 @@ class Exchanges:
 
     def initiate(self, shard: int, peer: NodeId, key: PublicKey, now: float, out: list[Effect]) -> None:
         """Begin an exchange of `shard` with `peer`; its end is told through `ended`."""
-        assert not self.busy(shard)
+        assert shard not in self._outgoing
         self._outgoing[shard] = _Outgoing(peer, key, "offering", self.ages[shard], since=now)
-        self._compute("outgoing", shard, Offer(shard, self._config.codec), out)
+        self._compute(shard, Offer(shard, self._config.codec), out)
 
     # --- facts ------------------------------------------------------------------------------------
 
     def done(self, ticket: int, result: JobResult, now: float, out: list[Effect]) -> bool:
         """A job ended; False if it was not one of ours."""
-        entry = self._jobs.pop(ticket, None)
-        if entry is None:
+        incoming = self._incoming.pop(ticket, None)
+        if incoming is not None:
+            self._incoming_done(incoming, result, out)
+            return True
+        shard = self._jobs.pop(ticket, None)
+        if shard is None:
             return False
-        side, shard = entry
-        if side == "outgoing":
-            self._outgoing_done(shard, result, now, out)
-        else:
-            self._incoming_done(shard, result, out)
+        self._outgoing_done(shard, result, now, out)
         return True
 
     def lost(self, peer: NodeId, now: float, out: list[Effect]) -> None:
@@ -230,12 +236,13 @@ class Exchanges:
             raise RemoteError(Reason.NOT_READY, "this node is leaving")
         if self._crossed(peer, header.shard):
             return
-        if self.busy(header.shard):
-            raise RemoteError(Reason.BUSY, f"shard {header.shard} is in another exchange")
+        if len(self._incoming) >= INCOMING_MAX:
+            raise RemoteError(Reason.BUSY, f"{INCOMING_MAX} other offers are being worked on")
         job = self._answer_to(header, message.payload)
         out.append(Persist((memory.mark_entry(header.author, header.seq),)))
-        self._incoming[header.shard] = _Incoming(peer, key, digest, header.age, header.codec)
-        self._compute("incoming", header.shard, job, out)
+        ticket = self._tickets()
+        self._incoming[ticket] = _Incoming(header.shard, peer, key, digest, header.age, header.codec)
+        out.append(Compute(ticket, job))
 
     def refuse(
         self, peer: NodeId, key: PublicKey, message: OfferMessage, error: RemoteError, out: list[Effect]
@@ -266,18 +273,20 @@ class Exchanges:
             reason = Reason(header.reason) if header.reason in _REASONS else Reason.UNEXPECTED
             self._refused(peer, reason, header.detail, False, out)
             self._end(shard, reason)
+        elif header.verdict == "state" and self.ages[shard] > 0 and outgoing.age == 0:
+            self._end(shard, None)  # somebody else's offer made us adopt meanwhile
         elif header.verdict == "adopted" and outgoing.age > 0:
             out.append(Emit(Exchanged(peer, shard, "donor", nan, nan)))
             self._end(shard, None)
         elif header.verdict == "change" and outgoing.age > 0 and header.shard == shard:
             self._check_payload(shard, header.codec, header.hash, message.payload)
             outgoing.state = "finishing"
-            self._compute("outgoing", shard, Finish(shard, header.codec, message.payload), out)
+            self._compute(shard, Finish(shard, header.codec, message.payload), out)
         elif header.verdict == "state" and outgoing.age == 0 and header.age > 0 and header.shard == shard:
             self._check_payload(shard, header.codec, header.hash, message.payload)
             outgoing.state = "finishing"
             outgoing.age = min(header.age, AGE_MAX)
-            self._compute("outgoing", shard, Adopt(shard, header.codec, message.payload), out)
+            self._compute(shard, Adopt(shard, header.codec, message.payload), out)
         else:
             raise RemoteError(
                 Reason.UNEXPECTED,
@@ -287,8 +296,8 @@ class Exchanges:
     def _crossed(self, peer: NodeId, shard: int) -> bool:
         """Both offered the same shard to each other: the offer of the larger id stands, and both know it.
 
-        Returns True where ours stands: then the other one is working on it. Two nodes that begin their rounds
-        together would otherwise answer "busy" to each other for ever.
+        Returns True where ours stands: then the other one is working on it. If both were served, the two nodes
+        would merely swap their weights.
         """
         outgoing = self._outgoing.get(shard)
         if outgoing is None or outgoing.peer != peer or outgoing.state != "waiting":
@@ -388,9 +397,8 @@ class Exchanges:
         else:
             self._end(shard, Reason.TIMEOUT)
 
-    def _incoming_done(self, shard: int, result: JobResult, out: list[Effect]) -> None:
-        incoming = self._incoming.pop(shard)
-        peer, key, digest = incoming.peer, incoming.key, incoming.hash
+    def _incoming_done(self, incoming: _Incoming, result: JobResult, out: list[Effect]) -> None:
+        shard, peer, key, digest = incoming.shard, incoming.peer, incoming.key, incoming.hash
         match result:
             case Responded():
                 out.append(Emit(Exchanged(peer, shard, "responder", result.distance, result.norm)))
@@ -477,9 +485,9 @@ class Exchanges:
         self._deadlines.clear(("exchange", shard))
         self.ended.append(Ended(outgoing.peer, shard, reason, crossed))
 
-    def _compute(self, side: str, shard: int, job: Job, out: list[Effect]) -> None:
+    def _compute(self, shard: int, job: Job, out: list[Effect]) -> None:
         ticket = self._tickets()
-        self._jobs[ticket] = (side, shard)
+        self._jobs[ticket] = shard
         out.append(Compute(ticket, job))
 
     def _mark(self, author: bytes, seq: int) -> None:

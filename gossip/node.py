@@ -170,7 +170,8 @@ class Node:
         self._newcomers: dict[NodeId, None] = {}
         self._round = 0
         self._round_at = now
-        self._waiting = False  # the round is not over before its exchange is
+        # The shard whose exchange this round waits for. An older exchange may still be open: not ours to wait for.
+        self._awaited: int | None = None
         self._tries = 0
         self._train_ticket = 0
         self._save_ticket = 0
@@ -468,7 +469,8 @@ class Node:
             case ("exchange", shard):
                 silent = self._exchanges.partners
                 self._exchanges.overdue(shard, now, out)
-                self._end_round(now)  # learning does not stand still because a partner does
+                if shard == self._awaited:  # learning does not stand still because a partner does
+                    self._end_round(now)
                 for end in self._exchanges.ended:
                     if end.peer in silent:
                         self._silent(end.peer, out)
@@ -510,7 +512,7 @@ class Node:
         if self._state == "stopping":
             return
         self._round_at = now
-        self._waiting = True
+        self._awaited = None
         self._tries = TRIES
         if self._joined:
             # Without steps the job only refreshes the averaged read-out.
@@ -524,7 +526,7 @@ class Node:
         """Offer the shard whose last exchange is longest ago to a random holder of it."""
         self._tries -= 1
         for shard in self._turn:
-            if self._exchanges.busy(shard) or (not self._joined and self._exchanges.ages[shard] > 0):
+            if self._exchanges.waiting(shard) or (not self._joined and self._exchanges.ages[shard] > 0):
                 continue
             partner = self._membership.partner(shard, self._rng)
             if partner is None or self._links.resting(partner.node, now):
@@ -532,6 +534,7 @@ class Node:
             if partner.node not in self._links and not self._directory.verified(partner):
                 self._membership.forget(partner.node)
                 continue
+            self._awaited = shard
             self._exchanges.initiate(shard, partner.node, partner.key, now, out)
             return
         self._end_round(now)
@@ -543,21 +546,16 @@ class Node:
             self._initiated += 1
         if not self._joined:
             self._newcomer_ended(end, out)
-        if (
-            end.reason is Reason.BUSY
-            and not end.crossed
-            and self._waiting
-            and self._tries > 0
-            and self._state != "stopping"
-        ):
+        if end.shard != self._awaited:
+            return
+        again = end.reason is Reason.BUSY and not end.crossed and self._tries > 0
+        if again and self._state != "stopping":
             self._begin_exchange(now, out)
         else:
             self._end_round(now)
 
     def _end_round(self, now: float) -> None:
-        if not self._waiting:
-            return
-        self._waiting = False
+        self._awaited = None
         interval = self._config.learning.round_interval_s * self._rng.uniform(0.9, 1.1)
         # max: a round that took longer than the interval is followed at once, without trying to catch up.
         self._deadlines.set(("round",), max(now, self._round_at + interval))

@@ -1,7 +1,6 @@
 """What a hostile or broken peer sends changes nothing but a counter with its reason, and the peer learns why."""
 
 import hashlib
-from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.events import Received
+from gossip.exchange import _Incoming
 from gossip.learning.codec import encode, payload_bytes
 from gossip.wire import OfferHeader, OfferMessage, ReplyMessage
 
@@ -266,13 +266,11 @@ def test_change_larger_than_we_declared_is_refused(net, quiet, pair):
 
 
 def test_busy_is_a_signed_answer_and_no_fault(net, pair):
+    """More offers than a node works on at a time: here the jobs of eight others never end."""
     victim, attacker = pair
-    config = replace(victim.config, network="main")
-    assert config.network == "main"
-    net.wire = lambda source, target, frame: [] if source is victim and len(frame) > 400 else [frame]
-    effects = []
-    third = net.add(config=victim.config, weight=1.0)
-    net.run(2.0)
-    victim.node._exchanges.initiate(0, third.id, third.identity.public_key, net.now, effects)
-    assert_refused(net, (victim, attacker), offer(attacker, victim), "busy")
+    victim.node._exchanges._incoming = {
+        ticket: _Incoming(0, attacker.id, attacker.identity.public_key, b"", 1, "int8")
+        for ticket in range(-8, 0)
+    }
+    assert_refused(net, pair, offer(attacker, victim), "busy")
     assert (victim.id, attacker.id) in net.links

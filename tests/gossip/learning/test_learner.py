@@ -1,0 +1,318 @@
+"""The owner of the weights: jobs succeed or change nothing; what it saves it can load, and nothing else."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from gossip.config import ExchangeConfig, LearningConfig
+from gossip.errors import LocalError, Reason
+from gossip.events import (
+    Adopt,
+    Adopted,
+    Finish,
+    Finished,
+    Job,
+    JobRefused,
+    Offer,
+    Offered,
+    Respond,
+    Responded,
+    Save,
+    Train,
+    Trained,
+)
+from gossip.learning.codec import encode
+from gossip.learning.learner import Learner, SnapshotError, TrainOutput
+from gossip.learning.task import Leaf, RunInfo, Schema, run_info
+
+VALUES = 300
+INFINITY = float("inf")
+
+
+class Named:
+    name = "vectors"
+    version = "1"
+
+
+LEARNING = LearningConfig(shard_values_max=100, readout_decay=0.5)
+GENESIS = np.random.default_rng(0).standard_normal(VALUES).astype(np.float32)
+
+
+def info(learning: LearningConfig = LEARNING, network: str = "", leaf: str = "x") -> RunInfo:
+    schema = Schema((Leaf(leaf, (VALUES,), "float32"),))
+    return run_info(network=network, task=Named(), schema=schema, genesis=GENESIS, learning=learning)  # type: ignore[arg-type]
+
+
+def counting(seed: int) -> Iterator[dict[str, np.ndarray]]:
+    while True:
+        yield {"x": np.full((2, 3), seed, np.float32), "y": np.zeros(2, np.int32)}
+        seed += 1
+
+
+def learner(seed: int | None = None, run: RunInfo | None = None, learning: LearningConfig = LEARNING) ->
+Learner:
+    """A learner at genesis, or with a seed one that has trained a little."""
+    made = Learner(run or info(), GENESIS, exchange=ExchangeConfig(), learning=learning, batches=counting)
+    if seed is not None:
+        made.trained(output(0.1 * np.random.default_rng(seed).standard_normal(VALUES)))
+    return made
+
+
+def output(change: np.ndarray | float, **more: object) -> TrainOutput:
+    given = {"optimiser": (), "loss": 0.5, "steps": 4, **more}
+    return TrainOutput(change=np.broadcast_to(np.float32(change), VALUES).copy(), **given)  # type: ignore[arg-type]
+
+
+def fingerprint(one: Learner) -> bytes:
+    return one.dump()
+
+
+# --- exchanges ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["f32", "int8", "int4"])
+def test_two_learners_meet_in_the_middle(codec: str) -> None:
+    i, j = learner(1), learner(2)
+    shard = slice(100, 200)
+    middle = (i.weights()[shard] + j.weights()[shard]) / 2
+    others = np.delete(i.weights(), np.r_[shard])
+    apart = float(np.linalg.norm(i.weights()[shard] - j.weights()[shard]))
+    offered = i.run(Offer(1, codec))
+    assert isinstance(offered, Offered)
+    responded = j.run(Respond(1, codec, offered.payload, offered.clip))
+    assert isinstance(responded, Responded)
+    finished = i.run(Finish(1, codec, responded.payload))
+    assert isinstance(finished, Finished)
+    coarse = {"f32": 1e-6, "int8": 4e-3, "int4": 6e-2}[codec]
+    assert np.allclose(i.weights()[shard], middle, atol=coarse)
+    assert np.allclose(j.weights()[shard], middle, atol=coarse)
+    assert np.array_equal(np.delete(i.weights(), np.r_[shard]), others)
+    assert responded.distance == pytest.approx(apart, rel=0.1)
+    assert finished.norm == pytest.approx(responded.norm, rel=1e-6)
+
+
+def test_a_newcomer_adopts_weights_and_read_out() -> None:
+    donor, newcomer = learner(1), learner()
+    for shard in range(3):
+        offered = donor.run(Offer(shard, "f32"))
+        assert isinstance(offered, Offered)
+        assert isinstance(newcomer.run(Adopt(shard, "f32", offered.payload)), Adopted)
+    assert np.allclose(newcomer.weights(), donor.weights(), atol=1e-6)
+    assert np.array_equal(newcomer.readout(), newcomer.weights())
+
+
+def test_the_smaller_of_two_clip_limits_counts() -> None:
+    i, j = learner(1), learner(2)
+    offered = i.run(Offer(0, "int8"))
+    assert isinstance(offered, Offered)
+    assert offered.clip == INFINITY
+    responded = j.run(Respond(0, "int8", offered.payload, 0.25))
+    assert isinstance(responded, Responded)
+    assert responded.norm == pytest.approx(0.25, rel=1e-4)
+    assert responded.distance > 0.5
+
+
+def settled() -> tuple[Learner, Learner]:
+    """Two learners with a history of small distances in shard 0."""
+    i, j = learner(1), learner(2)
+    for _ in range(30):
+        offered = i.run(Offer(0, "f32"))
+        assert isinstance(offered, Offered)
+        responded = j.run(Respond(0, "f32", offered.payload, offered.clip))
+        assert isinstance(responded, Responded)
+        assert isinstance(i.run(Finish(0, "f32", responded.payload)), Finished)
+    return i, j
+
+
+BAD_PAYLOADS = [
+    ("f32", b"", Reason.WRONG_LENGTH),
+    ("f32", bytes(401), Reason.WRONG_LENGTH),
+    ("f32", np.full(100, np.nan, "<f4").tobytes(), Reason.NOT_FINITE),
+    ("f32", np.full(100, np.inf, "<f4").tobytes(), Reason.NOT_FINITE),
+    ("f32", np.full(100, 1e30, "<f4").tobytes(), Reason.TOO_LARGE_NORM),
+    ("int8", encode("int8", np.full(100, 1e30, np.float32)), Reason.TOO_LARGE_NORM),
+    ("int8", bytes(8) + b"\x80" * 100, Reason.MALFORMED),
+    ("int4", np.full(2, np.nan, "<f4").tobytes() + bytes(50), Reason.NOT_FINITE),
+    ("int2", bytes(100), Reason.UNKNOWN_CODEC),
+]
+
+
+@pytest.mark.parametrize(("codec", "payload", "reason"), BAD_PAYLOADS)
+def test_a_bad_payload_is_refused_and_changes_nothing(codec: str, payload: bytes, reason: Reason) -> None:
+    victim = learner(1)
+    assert isinstance(victim.run(Offer(0, "f32")), Offered)
+    before = fingerprint(victim)
+    jobs: list[Job] = [
+        Respond(0, codec, payload, INFINITY),
+        Finish(0, codec, payload),
+        Adopt(0, codec, payload),
+    ]
+    for job in jobs:
+        refused = victim.run(job)
+        assert isinstance(refused, JobRefused)
+        assert refused.reason is reason
+        assert fingerprint(victim) == before
+
+
+def test_a_distant_state_is_refused_once_there_is_history() -> None:
+    _, j = settled()
+    before = fingerprint(j)
+    refused = j.run(Respond(0, "f32", np.full(100, 2.0, "<f4").tobytes(), INFINITY))
+    assert isinstance(refused, JobRefused)
+    assert refused.reason is Reason.TOO_DISTANT
+    assert fingerprint(j) == before
+
+
+def test_a_reply_beyond_the_declared_clip_is_refused() -> None:
+    i, _ = settled()
+    offered = i.run(Offer(0, "f32"))
+    assert isinstance(offered, Offered)
+    assert offered.clip < INFINITY
+    before = fingerprint(i)
+    each = offered.clip / 10  # times sqrt(100) makes the norm of the limit
+    assert isinstance(i.run(Finish(0, "f32", np.full(100, 1.01 * each, "<f4").tobytes())), JobRefused)
+    assert fingerprint(i) == before
+    assert isinstance(i.run(Finish(0, "f32", np.full(100, each, "<f4").tobytes())), Finished)
+
+
+@pytest.mark.parametrize("clip", [float("nan"), -1.0])
+def test_a_senseless_clip_limit_is_refused(clip: float) -> None:
+    refused = learner(1).run(Respond(0, "f32", bytes(400), clip))
+    assert isinstance(refused, JobRefused)
+    assert refused.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize("job", [Train(4), Save(), Offer(3, "f32"), Offer(-1, "f32"), Offer(0, "int2")])
+def test_a_job_that_makes_no_sense_is_our_own_mistake(job: Job) -> None:
+    with pytest.raises(LocalError):
+        learner().run(job)
+
+
+def test_another_genesis_is_our_own_mistake() -> None:
+    for genesis in (GENESIS + 1, GENESIS[:-1], GENESIS.astype(np.float64)):
+        with pytest.raises(LocalError, match="genesis"):
+            Learner(info(), genesis, exchange=ExchangeConfig(), learning=LEARNING)
+
+
+# --- training ----------------------------------------------------------------------------------------
+
+
+def test_a_training_job_captures_its_input() -> None:
+    one = learner(1)
+    captured = one.train_input(3)
+    before = one.weights().copy()
+    one.trained(output(1.0))
+    assert np.array_equal(captured.params, before)
+    assert captured.batches["x"].shape == (3, 2, 3)
+    assert captured.batches["x"][:, 0, 0].tolist() == [4.0, 5.0, 6.0]  # opened at the step it had reached
+    assert (captured.step, captured.steps) == (4, 3)
+
+
+def test_the_change_is_added_to_the_weights_as_they_are_now() -> None:
+    i, j = learner(1), learner(2)
+    captured = i.train_input(1)
+    offered = j.run(Offer(0, "f32"))
+    assert isinstance(offered, Offered)
+    assert isinstance(i.run(Respond(0, "f32", offered.payload, INFINITY)), Responded)
+    exchanged = i.weights().copy()
+    assert not np.array_equal(exchanged, captured.params)
+    assert i.trained(output(0.5)) == Trained(steps=4, loss=0.5)
+    assert np.array_equal(i.weights(), exchanged + np.float32(0.5))
+    assert i.steps == 8
+
+
+def test_the_read_out_is_a_running_mean_taken_before_the_local_change() -> None:
+    one = learner()
+    one.trained(output(8.0))
+    assert np.array_equal(one.readout(), GENESIS)
+    one.trained(output(0.0))
+    assert np.allclose(one.readout(), GENESIS + 4, atol=1e-5)
+    # A round without training refreshes it too.
+    done = one.run(Train(0))
+    assert isinstance(done, Trained)
+    assert done.steps == 0
+    assert np.allclose(one.readout(), GENESIS + 6, atol=1e-5)
+    assert one.steps == 8
+
+
+def test_a_training_job_that_diverged_changes_no_weight() -> None:
+    one = learner(1)
+    before = one.weights().copy()
+    change = np.zeros(VALUES, np.float32)
+    change[7] = np.nan
+    one.trained(output(change, optimiser=(np.ones(3, np.float32),), loss=float("nan")))
+    assert np.array_equal(one.weights(), before)
+    assert one.train_input(1).optimiser is None
+
+
+def test_a_task_whose_training_batches_end_is_told_so() -> None:
+    ending = Learner(
+        info(), GENESIS, exchange=ExchangeConfig(), learning=LEARNING, batches=lambda seed: iter([{"x":
+        np.zeros(1)}])
+    )
+    with pytest.raises(LocalError, match="for ever"):
+        ending.train_input(2)
+
+
+def test_weights_are_shown_and_not_given_away() -> None:
+    one = learner(1)
+    for view in (one.weights(), one.readout()):
+        with pytest.raises(ValueError, match="read-only"):
+            view[0] = 1.0
+
+
+# --- snapshots ---------------------------------------------------------------------------------------
+
+
+def trained_learner() -> Learner:
+    one, _ = settled()
+    state = (np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int32))
+    one.trained(output(0.01, optimiser=state))
+    return one
+
+
+def test_a_snapshot_brings_everything_back() -> None:
+    one = trained_learner()
+    other = learner(3)
+    other.load(one.dump())
+    assert other.dump() == one.dump()
+    assert np.array_equal(other.weights(), one.weights())
+    assert np.array_equal(other.readout(), one.readout())
+    captured = other.train_input(1)
+    assert captured.step == one.steps
+    assert captured.optimiser is not None
+    assert [leaf.tolist() for leaf in captured.optimiser] == [[[0, 1, 2], [3, 4, 5]], 7]
+    # The gate remembers: limits are as they were.
+    ours, theirs = one.run(Offer(0, "int8")), other.run(Offer(0, "int8"))
+    assert ours == theirs
+
+
+def test_every_damage_to_a_snapshot_is_noticed() -> None:
+    one = trained_learner()
+    data = one.dump()
+    other = learner(3)
+    before = fingerprint(other)
+    damaged = [data[:cut] for cut in (0, 1, 18, 30, 100, len(data) - 33, len(data) - 1)]
+    damaged += [data + b"\0", b"\0" * len(data), data[: len(data) // 2] + data[len(data) // 2 + 4 :]]
+    for position in range(0, len(data), 37):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        damaged.append(bytes(flipped))
+    for bad in damaged:
+        with pytest.raises(SnapshotError):
+            other.load(bad)
+    assert fingerprint(other) == before
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (info(leaf="y"), "another task"),
+        (info(network="other"), "network"),
+        (info(LearningConfig(shard_values_max=150)), "shard size"),
+    ],
+)
+def test_a_snapshot_of_another_model_is_refused(run: RunInfo, said: str) -> None:
+    with pytest.raises(SnapshotError, match=said):
+        learner(run=run).load(trained_learner().dump())
