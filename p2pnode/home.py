@@ -31,6 +31,8 @@ FREE_POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Home:
+    """Where the files of one node are; the list is at the top of this file. The folder need not exist."""
+
     path: Path
 
     @property

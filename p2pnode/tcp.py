@@ -16,6 +16,8 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class TcpLink(Link):
+    """A connected socket that remembers the other end's address: after a reset the system has forgotten it."""
+
     def __init__(self, stream: trio.SocketStream, remote: str) -> None:
         self._stream = stream
         self._remote = remote
@@ -41,6 +43,8 @@ class TcpLink(Link):
 
 
 class TcpListener:
+    """A listening socket, whose `accept` outlives every mistake of those who knock."""
+
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
         host, port = listener.socket.getsockname()[:2]
@@ -71,6 +75,8 @@ class TcpListener:
 
 
 class TcpTransport:
+    """`transport.Transport` over sockets of this machine."""
+
     async def listen(self, address: str) -> TcpListener:
         host, port = parse_address(address)
         listeners = await trio.open_tcp_listeners(port, host=host)

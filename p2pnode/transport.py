@@ -36,6 +36,8 @@ class Link(trio.abc.HalfCloseableStream):
 
 
 class Listener(Protocol):
+    """Where others reach us, until `aclose`."""
+
     @property
     def address(self) -> str:
         """Where we really listen, host:port; never port 0."""
@@ -47,6 +49,8 @@ class Listener(Protocol):
 
 
 class Transport(Protocol):
+    """A way to listen and to dial; knows nothing of peers or keys."""
+
     async def listen(self, address: str) -> Listener:
         """Start to listen; port 0 takes any free one.
 

@@ -60,6 +60,8 @@ class MemoryNetwork:
 
 
 class MemoryTransport:
+    """`transport.Transport` as one host of a `MemoryNetwork` sees it."""
+
     def __init__(self, network: MemoryNetwork, host: str) -> None:
         self._network = network
         self._host = host
@@ -87,6 +89,8 @@ class MemoryTransport:
 
 
 class MemoryListener:
+    """One listening address; dials wait in a queue of BACKLOG, as behind a socket."""
+
     def __init__(self, network: MemoryNetwork, address: str) -> None:
         self._network = network
         self._address = address
@@ -118,6 +122,8 @@ class MemoryListener:
 
 
 class MemoryLink(Link):
+    """One end of a connection: a pipe each way, and the link model that decides what becomes of frames."""
+
     def __init__(
         self, *, receive: "_Pipe", send: "_Pipe", ends: tuple[str, str], remote: str, model: LinkModel | None
     ) -> None:
