@@ -282,6 +282,9 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read() -> None:
     assert caught.value.reason is Reason.OVERSIZED
 
 
+map_of_256 = b"\xde\x01\x00" + b"".join(b"\xa2" + f"{n:02x}".encode() + b"\x01" for n in range(256))
+
+
 @pytest.mark.parametrize(
     ("bomb", "reason"),
     [
@@ -291,6 +294,7 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read() -> None:
         (b"\xdc\x04\x00" * 300_000, Reason.OVERSIZED),
         ((b"\xdc\x04\x00" + b"\x90" * 1024) * 1000, Reason.MALFORMED),
         (b"\x9f" + (b"\xdc\x04\x00" + b"\x90" * 1024) * 15, Reason.OVERSIZED),
+        (b"\x99" + map_of_256 * 9, Reason.OVERSIZED),  # 2304 pairs are 4608 values
         (b"\xdd\xff\xff\xff\xff", Reason.OVERSIZED),
         (b"\xdf\xff\xff\xff\xff", Reason.OVERSIZED),
         (b"\xdc\xff\xff" + bytes(65_535), Reason.OVERSIZED),
@@ -305,6 +309,12 @@ def test_bombs_cost_nothing(bomb: bytes, reason: Reason) -> None:
     started = time.process_time()
     assert refused(bomb) is reason
     assert time.process_time() - started < 0.05
+
+
+def test_the_scan_alone_refuses_keys_and_strings_that_are_not_utf8() -> None:
+    for frame in (b"\x81\xa1\xff\x01", b"\xa1\xff", b"\xd9\x20" + b"\xff" * 32):
+        with pytest.raises(RemoteError, match="UTF-8"):
+            wire.scan(frame)
 
 
 def test_depth_and_elements_up_to_the_limit_pass_the_scan() -> None:

@@ -137,6 +137,14 @@ def test_disjoint_paths_survive_a_liar_that_a_single_path_need_not() -> None:
     assert machine.queried == 8 + lookup.ANSWER_MAX
 
 
+def test_whom_a_path_hears_of_it_asks_itself() -> None:
+    seeds = sorted(STRANGERS[:2], key=lambda peer: distance(peer.node, bytes(32)))
+    machine = Lookup(bytes(32), seeds, own=ME.node, k=4, alpha=1, paths=2)
+    assert machine.next(0.0) == seeds
+    machine.answered(seeds[1].node, [STRANGERS[5]])
+    assert machine.next(0.1) == [STRANGERS[5]]  # although the first path is waiting
+
+
 # --- rules one by one ---------------------------------------------------------------------------------------
 
 
@@ -226,21 +234,25 @@ def test_hops_count_the_answers_on_the_way() -> None:
     assert machine.hops == 3
 
 
-def test_inventing_nearer_and_nearer_nodes_ends() -> None:
-    """Every answer names nodes nearer than all before, and each of them answers: it must not go on for ever."""
+@pytest.mark.parametrize("silent_of_4", [0, 2, 3])
+def test_inventing_nearer_and_nearer_nodes_ends(silent_of_4: int) -> None:
+    """Every answer names nodes nearer than all before, and some of them answer: it must not go on for ever."""
     number = 2**255
 
-    def nearer(node: NodeId) -> list[Contact]:
+    def nearer(node: NodeId) -> list[Contact] | None:
         nonlocal number
+        if node[-1] < silent_of_4 and node[-2:-1] == b"\0":
+            return None
         found = []
         for _ in range(lookup.ANSWER_MAX):
             number -= 2**240
-            found.append(Contact(NodeId(number.to_bytes(32, "big")), PublicKey(bytes(32)), (), b"r"))
+            invented = NodeId((number + number // 2**240 % 4).to_bytes(32, "big"))
+            found.append(Contact(invented, PublicKey(bytes(32)), (), b"r"))
         return found
 
     machine = small(STRANGERS[:1])
     asked = run(machine, nearer)
-    assert len(asked) == lookup.QUERIES_PER_K * 3
+    assert len(asked) == machine.queried == lookup.QUERIES_PER_K * 3
     assert len(machine.result()) == 3
 
 

@@ -418,7 +418,7 @@ def test_the_store_never_exceeds_its_bounds(puts: list[tuple[int, int, int, int,
             assert sum(number.to_bytes(32, "big") in record for record in live) <= 3
         assert kept.next_expiry > now - records.SWEEP_INTERVAL_S
     kept.expire(now + 100)
-    assert len(kept) == 0
+    assert len(kept) == len(kept._per_owner) == len(kept._by_distance) == 0
 
 
 def test_the_furthest_place_is_by_xor() -> None:

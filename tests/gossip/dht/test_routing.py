@@ -142,7 +142,9 @@ def test_a_contact_is_updated_in_place_and_keeps_its_record() -> None:
     table.offer(contact(0, 0, address="127.0.0.1:6000", record=b""), 11.0)
     assert table.get(moved.node) == moved
     assert len(table) == K
-    assert table.offer(contact(0, 99), 100.0) == moved  # still the least recently seen
+    elsewhere = contact(0, 0, address="8.8.8.8:1")
+    table.offer(elsewhere, 12.0)
+    assert table.offer(contact(0, 99), 100.0) == elsewhere  # still the least recently seen
 
 
 # --- who is nearest --------------------------------------------------------------------------------------
@@ -253,6 +255,12 @@ def test_a_place_of_a_subnet_becomes_free_again() -> None:
     table.remove(contact(0, 0).node)
     table.offer(contact(0, 2, address="8.8.8.8:1"), 0.0)
     assert contact(0, 2).node in table
+    for _ in range(20):
+        for n in range(3):
+            table.offer(contact(1, n, address="8.8.8.8:1"), 0.0)
+            table.remove(contact(1, n).node)
+    table.offer(contact(2, address="8.8.8.8:1"), 0.0)
+    assert contact(2).node in table
 
 
 def test_moving_into_a_full_subnet_costs_the_place() -> None:
