@@ -7,6 +7,7 @@ whatever happens: each watches its standard input, which ends when this process 
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -126,7 +127,7 @@ class Result:
 
 def verdict(result: Result) -> str:
     """Empty if every node is within TOLERANCE of all data in one place, else which is not and why."""
-    gaps = [result.central - value for value in result.swarm]
+    gaps = [result.central - value if math.isfinite(value) else math.inf for value in result.swarm]
     worst = max(range(len(gaps)), key=gaps.__getitem__)
     if gaps[worst] <= TOLERANCE + 1e-9:
         return ""
@@ -419,7 +420,7 @@ def progress_view(phase: str, statuses: Sequence[Mapping[str, Any]]) -> Renderab
     for number, status in enumerate(statuses):
         view.add_row(
             str(number),
-            str(status.get("id", ""))[:12],
+            printable(str(status.get("id", "")), 64)[:12],
             printable(str(status.get("state", "starting"))),
             f"{whole(status.get('round'))}/{ROUNDS}",
             decimal(status.get("loss")),

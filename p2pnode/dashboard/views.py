@@ -28,6 +28,8 @@ _STATE_STYLE = {
     "isolated": "red",
     "stopping": "red",
 }
+# Wider, and the eye loses the row.
+TABLE_COLUMNS_MAX = 100
 # Lines that are not peers: header 4, head of the table, refusals, footer, and one where the cursor rests.
 _OTHER_LINES = 8
 
@@ -114,11 +116,15 @@ def once(known: Known, size: Size) -> RenderableType:
 
 def peer_table(peers: Sequence[Mapping[str, Any]], *, selected: int, columns: int) -> Table:
     """One row per peer; `selected` is the row to mark, -1 for none."""
-    table = Table(box=None, expand=False, pad_edge=False, header_style="bold", width=min(columns, 110))
-    for name in ("", "peer", "address", "way", "run"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    # A fixed width with one elastic column: the others never shrink below what makes them readable.
+    table = Table(box=None, pad_edge=False, header_style="bold", width=min(columns, TABLE_COLUMNS_MAX))
+    table.add_column("", width=1)
+    table.add_column("peer", width=12)
+    table.add_column("address", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("way", width=3)
+    table.add_column("run", width=5)
     for name in ("since", "exchanges", "faults"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, width=max(len(name), 6))
     for number, peer in enumerate(peers):
         same = peer.get("same_run")
         table.add_row(
