@@ -1,0 +1,406 @@
+"""One connection for each peer, whatever happens: whole `Peers` over memory, in virtual time."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import pytest
+import structlog
+import trio
+import trio.testing
+
+from crypto.identity import Identity
+from crypto.signing import network_id
+from gossip.dht.ids import NodeId, node_id
+from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
+from p2pnode.door import Door, Limits
+from p2pnode.metrics import Counters, Failure, Turned
+from p2pnode.peers import FLUSH_S, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, SETTLED_S, Outbox, Peers
+from simulation.memory import MemoryNetwork
+from simulation.network import LinkModel, LinkSettings
+
+Clock: TypeAlias = trio.testing.MockClock
+
+entropy = random.Random("peers").randbytes
+# In the order of their ids: the first decides.
+SMALL, LARGE, OTHER = sorted(
+    (Identity.generate(entropy) for _ in range(3)), key=lambda identity: node_id(identity.public_key)
+)
+
+
+class Side:
+    """`Peers` with an owner that writes down what it is told."""
+
+    def __init__(
+        self, network: MemoryNetwork, identity: Identity, host: str, limits: Limits | None = None
+    ) -> None:
+        self.id = node_id(identity.public_key)
+        self.address = f"{host}:1"
+        self.counters = Counters()
+        self.events: list[Event] = []
+        self.awake = trio.Event()  # while set, the owner handles events
+        self.awake.set()
+        self._post, self._inbox = trio.open_memory_channel[Event](4)
+        self._transport = network.host(host)
+        self.peers = Peers(
+            identity=identity,
+            network=network_id("main"),
+            transport=self._transport,
+            post=self._post.send,
+            entropy=entropy,
+            counters=self.counters,
+            limits=limits,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.peers.run)
+            nursery.start_soon(self.peers.accept_from, await self._transport.listen(self.address))
+            nursery.start_soon(self._own)
+            task_status.started()
+
+    async def _own(self) -> None:
+        while True:
+            event = await self._inbox.receive()
+            await self.awake.wait()
+            if isinstance(event, PeerUp):
+                self.peers.told(event)
+            self.events.append(event)
+
+    def up(self) -> list[NodeId]:
+        """Who is up, by the events; fails on a second PeerUp or PeerDown in a row."""
+        alive: dict[NodeId, None] = {}
+        for event in self.events:
+            if isinstance(event, PeerUp):
+                assert event.peer not in alive, "two PeerUp without a PeerDown in between"
+                alive[event.peer] = None
+            elif isinstance(event, PeerDown):
+                del alive[event.peer]
+        return list(alive)
+
+    def frames(self) -> list[bytes]:
+        return [event.frame for event in self.events if isinstance(event, Received)]
+
+    def failed(self) -> list[DialFailed]:
+        return [event for event in self.events if isinstance(event, DialFailed)]
+
+
+@asynccontextmanager
+async def running(*sides: Side) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        for side in sides:
+            await nursery.start(side.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def connected(link: LinkModel | None = None) -> AsyncIterator[tuple[Side, Side]]:
+    network = MemoryNetwork(link)
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    async with running(small, large):
+        small.peers.dial(Dial(large.address, large.id))
+        await trio.sleep(1)
+        yield small, large
+
+
+async def test_a_dial_becomes_one_connection_that_both_ends_report(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        [up] = small.events
+        assert up == PeerUp(large.id, LARGE.public_key, large.address, False)
+        [up] = large.events
+        assert isinstance(up, PeerUp)
+        assert (up.peer, up.key, up.inbound) == (small.id, SMALL.public_key, True)
+        assert up.address.startswith("10.0.0.1:")
+
+
+async def test_frames_go_both_ways_in_order(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        for number in range(20):
+            small.peers.send(large.id, b"s%d" % number)
+            large.peers.send(small.id, b"l%d" % number)
+        await trio.sleep(1)
+        assert large.frames() == [b"s%d" % number for number in range(20)]
+        assert small.frames() == [b"l%d" % number for number in range(20)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_simultaneous_dials_end_with_exactly_one_connection(seed: int, autojump_clock: Clock) -> None:
+    """Both dial in the same moment, the network delays each dial as it likes; both ends keep the same connection."""
+    link = LinkModel(LinkSettings(delay_s_mean=0.05, delay_s_min=0.001), random.Random(seed))
+    network = MemoryNetwork(link)
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    async with running(small, large):
+        small.peers.dial(Dial(large.address, large.id))
+        large.peers.dial(Dial(small.address, small.id if seed % 2 else None))
+        await trio.sleep(20)
+        assert small.up() == [large.id]
+        assert large.up() == [small.id]
+        [mine], [theirs] = ([e for e in side.events if isinstance(e, PeerUp)] for side in (small, large))
+        assert mine.inbound != theirs.inbound, "each end keeps another connection"
+        # The dial that came to nothing is answered, after the PeerUp that makes its reason true.
+        loser = small if mine.inbound else large
+        assert [failure.reason for failure in loser.failed()] == ["already connected"]
+        assert isinstance(loser.events[0], PeerUp)
+        # And the one connection carries frames both ways.
+        small.peers.send(large.id, b"to the large")
+        large.peers.send(small.id, b"to the small")
+        await trio.sleep(1)
+        assert (small.frames(), large.frames()) == ([b"to the small"], [b"to the large"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_they_dial_both_ends_agree_in_the_end(seed: int, autojump_clock: Clock) -> None:
+    """A minute of dials in both directions at random moments: never two at once, and the same one at the end."""
+    rng = random.Random(seed)
+    link = LinkModel(LinkSettings(delay_s_mean=0.2, delay_s_min=0.001), random.Random(seed))
+    network = MemoryNetwork(link)
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    async with running(small, large):
+        for _ in range(60):
+            one, another = rng.sample((small, large), 2)
+            one.peers.dial(Dial(another.address, None))
+            await trio.sleep(rng.choice((0.0, 0.1, 1.0, 4.0)))
+        await trio.sleep(30)
+        assert small.up() == [large.id]
+        assert large.up() == [small.id]
+        small.peers.send(large.id, b"1")
+        large.peers.send(small.id, b"2")
+        await trio.sleep(1)
+        assert (small.frames(), large.frames()) == ([b"2"], [b"1"])
+
+
+@pytest.mark.parametrize("decider_survives", [True, False])
+async def test_a_peer_that_comes_back_from_the_dead_replaces_its_old_connection(
+    decider_survives: bool, autojump_clock: Clock
+) -> None:
+    """The old machine lost power: its connection is silent, nobody closed it. The new process dials."""
+    network = MemoryNetwork()
+    here, there = (SMALL, LARGE) if decider_survives else (LARGE, SMALL)
+    survivor, before, after = (
+        Side(network, here, "10.0.0.1"),
+        Side(network, there, "10.0.0.2"),
+        Side(network, there, "10.0.0.3"),
+    )
+    async with running(survivor, before, after):
+        survivor.peers.dial(Dial(before.address, before.id))
+        await trio.sleep(SETTLED_S + 1)
+        after.peers.dial(Dial(survivor.address, survivor.id))
+        await trio.sleep(1)
+        kinds = [type(event) for event in survivor.events]
+        assert kinds == [PeerUp, PeerDown, PeerUp]
+        assert after.up() == [survivor.id]
+        after.peers.send(survivor.id, b"I am back")
+        await trio.sleep(1)
+        assert survivor.frames() == [b"I am back"]
+
+
+async def test_dials_to_nobody_to_a_stranger_and_to_ourselves_are_answered(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        small.peers.dial(Dial("10.0.0.9:1", None))
+        small.peers.dial(Dial("not an address", None))
+        small.peers.dial(Dial(small.address, None))
+        large.peers.dial(Dial(small.address, node_id(OTHER.public_key)))
+        await trio.sleep(1)
+        reasons = {failure.address: failure.reason for failure in small.failed()}
+        assert "nobody listens" in reasons["10.0.0.9:1"]
+        assert "expected host:port" in reasons["not an address"]
+        assert "ourselves" in reasons[small.address]
+        [failure] = large.failed()
+        assert failure.peer == node_id(OTHER.public_key)
+        assert "reached" in failure.reason
+        assert (small.up(), large.up()) == ([large.id], [small.id])
+
+
+async def test_an_address_is_dialled_once_at_a_time(autojump_clock: Clock) -> None:
+    network = MemoryNetwork()
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    async with running(small, large):
+        for _ in range(5):
+            small.peers.dial(Dial(large.address, None))
+        await trio.sleep(1)
+        assert [type(event) for event in small.events] == [PeerUp]
+        assert large.counters.connections == {"accepted": 1}
+
+
+async def test_a_full_inbox_makes_the_sender_wait_and_then_lose_its_oldest_frames(
+    autojump_clock: Clock,
+) -> None:
+    async with connected() as (small, large):
+        large.awake = trio.Event()
+        frames = [bytes([number]) * 50_000 for number in range(200)]
+        for frame in frames:
+            small.peers.send(large.id, frame)
+            await trio.sleep(0.001)
+        dropped = small.counters.frames_dropped
+        assert 0 < dropped <= len(frames) - OUTBOX_FRAMES_MAX
+        large.awake.set()
+        await trio.sleep(1)
+        received = large.frames()
+        assert len(received) == len(frames) - dropped
+        assert received == [frame for frame in frames if frame in received]  # in order
+        assert received[-OUTBOX_FRAMES_MAX:] == frames[-OUTBOX_FRAMES_MAX:]  # the newest survive
+
+
+async def test_dropping_lets_what_was_sent_arrive_first(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        small.peers.send(large.id, b"goodbye")
+        small.peers.drop(large.id, "we are done")
+        small.peers.send(large.id, b"too late")
+        await trio.sleep(FLUSH_S)
+        assert large.frames() == [b"goodbye"]
+        assert small.events[-1] == PeerDown(large.id, "we are done")
+        assert isinstance(large.events[-1], PeerDown)
+        assert small.up() == large.up() == []
+
+
+async def test_dropping_does_not_wait_for_a_peer_that_does_not_read(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        large.awake = trio.Event()
+        for _ in range(20):
+            small.peers.send(large.id, bytes(100_000))
+        await trio.sleep(0.1)
+        small.peers.drop(large.id, "too slow")
+        await trio.sleep(FLUSH_S + 0.1)
+        assert small.events[-1] == PeerDown(large.id, "too slow")
+
+
+async def test_frames_meant_for_an_older_connection_do_not_reach_a_newer_one(autojump_clock: Clock) -> None:
+    """The core must say hello first, so nothing may be sent before it has heard of the connection."""
+    network = MemoryNetwork()
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    async with running(small, large):
+        small.awake = trio.Event()
+        small.peers.dial(Dial(large.address, None))
+        await trio.sleep(1)
+        small.peers.send(large.id, b"for an older connection")
+        small.awake.set()
+        await trio.sleep(1)
+        small.peers.send(large.id, b"hello")
+        await trio.sleep(1)
+        assert large.frames() == [b"hello"]
+
+
+async def test_junk_costs_one_connection_and_one_log_line(autojump_clock: Clock) -> None:
+    network = MemoryNetwork()
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    stranger = network.host("10.0.0.66")
+    async with running(small, large):
+        large.peers.dial(Dial(small.address, None))
+        await trio.sleep(1)
+        with structlog.testing.capture_logs() as lines:
+            for junk in (b"GET / HTTP/1.1\r\n\r\n", b"", (288).to_bytes(2, "big") + bytes(100)):
+                link = await stranger.dial(small.address)
+                await link.send_all(junk)
+                assert await link.receive_some(1) == b"", "expected to be shown the door"
+                await trio.testing.wait_all_tasks_blocked()
+        assert [line["event"] for line in lines] == ["handshake_failed"] * 3
+        assert small.counters.handshakes_failed == {Failure.CRYPTO: 1, Failure.SILENT: 1, Failure.SLOW: 1}
+        large.peers.send(small.id, b"and nobody else noticed")
+        await trio.sleep(1)
+        assert small.frames() == [b"and nobody else noticed"]
+
+
+async def test_silent_strangers_cannot_take_all_places(autojump_clock: Clock) -> None:
+    network = MemoryNetwork()
+    small, large = Side(network, SMALL, "10.0.0.1", Limits(unproven_max=3)), Side(network, LARGE, "10.0.0.2")
+    stranger = network.host("10.0.0.66")
+    async with running(small, large):
+        for _ in range(5):
+            await stranger.dial(small.address)
+        await trio.sleep(0.1)
+        assert small.counters.turned_away == {Turned.CROWDED: 2}
+        await trio.sleep(3)  # the silent ones have lost their places
+        large.peers.dial(Dial(small.address, None))
+        await trio.sleep(1)
+        assert small.up() == [large.id]
+        assert small.peers.facts() == {"connected": 1, "inbound": 1, "unproven": 0, "dialling": 0}
+
+
+async def test_the_network_decides_over_frames(autojump_clock: Clock) -> None:
+    """Loss and duplication strike frames, not the channel."""
+    link = LinkModel(
+        LinkSettings(delay_s_mean=0.05, delay_s_min=0.05, loss=0.3, duplication=0.3), random.Random(3)
+    )
+    network = MemoryNetwork(link)
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    async with running(small, large):
+        while not small.up():
+            small.peers.dial(Dial(large.address, None))
+            await trio.sleep(10)
+        frames = [b"%d" % number for number in range(200)]
+        for frame in frames:
+            small.peers.send(large.id, frame)
+            await trio.sleep(0.01)
+        await trio.sleep(5)
+        received = large.frames()
+        counts = [received.count(frame) for frame in frames]
+        assert 30 < counts.count(0) < 90
+        assert 20 < counts.count(2) < 70
+        assert large.up() == [small.id]
+
+
+async def test_stopping_says_goodbye_to_all_and_takes_nobody_new(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        small.peers.send(large.id, b"goodbye")
+        start = trio.current_time()
+        await small.peers.stop()
+        assert trio.current_time() - start <= FLUSH_S
+        await trio.sleep(0.1)
+        assert large.frames() == [b"goodbye"]
+        assert small.up() == large.up() == []
+        large.peers.dial(Dial(small.address, None))
+        await trio.sleep(1)
+        assert len(large.failed()) == 1
+        assert small.counters.turned_away == {Turned.STOPPING: 1}
+
+
+# --- the parts ---------------------------------------------------------------------------------------
+
+
+async def test_an_outbox_keeps_the_newest_within_its_bytes() -> None:
+    outbox = Outbox()
+    half = OUTBOX_BYTES_MAX // 2
+    assert outbox.put(bytes(half)) == 0
+    assert outbox.put(bytes(half)) == 0
+    assert outbox.put(b"newest") == 1
+    outbox.finish()
+    assert await outbox.get() == bytes(half)
+    assert await outbox.get() == b"newest"
+    assert await outbox.get() is None
+
+
+def test_the_door_limits_hosts_and_networks_but_not_neighbours() -> None:
+    door = Door(Limits())
+    assert [door.enter(f"9.9.9.9:{port}", 0.0) for port in range(5)] == [None] * 4 + [Turned.ADDRESS]
+    assert [door.enter(f"9.9.9.8:{port}", 0.0) for port in range(4)] == [None] * 4
+    assert door.enter("9.9.9.7:1", 0.0) is Turned.ADDRESS  # nine from one /24
+    assert door.enter("[2001:db9::1]:1", 0.0) is None
+    for port in range(20):
+        assert door.enter(f"127.0.0.1:{port}", 0.0) is None
+    door.leave("9.9.9.9:0", proven=False)
+    assert door.enter("9.9.9.9:7", 0.0) is None
+
+
+def test_the_door_rations_handshakes_before_any_cryptography() -> None:
+    door = Door(Limits())
+    turned = []
+    for number in range(10):
+        turned.append(door.enter(f"9.9.9.9:{number}", 0.0))
+        if turned[-1] is None:
+            door.leave(f"9.9.9.9:{number}", proven=False)
+    assert turned == [None] * 5 + [Turned.RATE] * 5
+    assert door.enter("9.9.9.9:1", 0.1) is None  # 20 a second: two more after a tenth
+    assert door.inside == 1
+
+
+def test_the_door_is_crowded_at_its_limits_and_counts_the_proven_apart() -> None:
+    door = Door(Limits(inbound_max=3, unproven_max=2))
+    assert [door.enter(f"10.0.0.{n}:1", 0.0) for n in range(3)] == [None, None, Turned.CROWDED]
+    door.prove()
+    assert door.enter("10.0.0.3:1", 0.0) is None
+    assert door.enter("10.0.0.4:1", 0.0) is Turned.CROWDED  # three inside
+    door.leave("10.0.0.0:1", proven=True)
+    door.leave("10.0.0.1:1", proven=False)
+    assert (door.inside, door.unproven) == (1, 1)

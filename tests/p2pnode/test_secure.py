@@ -1,0 +1,230 @@
+"""Secure connections over memory: what is carried, and what junk on the port costs. Virtual time."""
+
+import random
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+import trio
+import trio.testing
+
+from crypto.identity import Identity
+from crypto.noise import KeyPair
+from crypto.signing import network_id
+from gossip.dht.ids import node_id
+from gossip.wire import FRAME_BYTES_MAX
+from p2pnode.metrics import Failure
+from p2pnode.secure import (
+    BYTES_PER_S_MIN,
+    FIRST_BYTE_S,
+    HANDSHAKE_S,
+    STALL_S,
+    LinkError,
+    SecureConnection,
+    open_secure,
+)
+from p2pnode.transport import Link
+from simulation.memory import PIPE_BYTES, MemoryNetwork
+
+Clock: TypeAlias = trio.testing.MockClock
+
+entropy: Callable[[int], bytes] = random.Random("secure").randbytes
+ALICE, BOB = Identity.generate(entropy), Identity.generate(entropy)
+
+
+async def links() -> tuple[Link, Link]:
+    network = MemoryNetwork()
+    listener = await network.host("10.0.0.1").listen("10.0.0.1:1")
+    near = await network.host("10.0.0.2").dial("10.0.0.1:1")
+    return near, await listener.accept()
+
+
+async def secured(
+    link: Link, identity: Identity, *, initiator: bool, network: str = "main"
+) -> SecureConnection:
+    return await open_secure(
+        link,
+        identity=identity,
+        network=network_id(network),
+        initiator=initiator,
+        static=KeyPair.generate(entropy),
+        entropy=entropy,
+    )
+
+
+async def connections() -> tuple[SecureConnection, SecureConnection]:
+    near, far = await links()
+    ends: dict[bool, SecureConnection] = {}
+
+    async def handshake(link: Link, identity: Identity, initiator: bool) -> None:
+        ends[initiator] = await secured(link, identity, initiator=initiator)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handshake, near, ALICE, True)
+        nursery.start_soon(handshake, far, BOB, False)
+    return ends[True], ends[False]
+
+
+async def test_each_end_learns_the_key_of_the_other_and_frames_arrive_whole(autojump_clock: Clock) -> None:
+    alice, bob = await connections()
+    assert (alice.key, bob.key) == (BOB.public_key, ALICE.public_key)
+    assert alice.peer == node_id(BOB.public_key)
+    frames = [b"", b"x", entropy(PIPE_BYTES), entropy(FRAME_BYTES_MAX)]
+
+    async def send() -> None:
+        for frame in frames:
+            await alice.send(frame)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        for frame in frames:
+            assert await bob.receive() == frame
+
+
+async def test_senders_take_turns(autojump_clock: Clock) -> None:
+    """Two tasks that send large frames at once do not mix their messages."""
+    alice, bob = await connections()
+    frames = [bytes([number]) * 300_000 for number in range(4)]
+    async with trio.open_nursery() as nursery:
+        for frame in frames:
+            nursery.start_soon(alice.send, frame)
+        received = [await bob.receive() for _ in frames]
+    assert sorted(received) == frames
+
+
+async def test_finishing_lets_the_last_frames_arrive(autojump_clock: Clock) -> None:
+    alice, bob = await connections()
+    await alice.send(b"goodbye")
+    await alice.finish()
+    assert await bob.receive() == b"goodbye"
+    with pytest.raises(LinkError) as caught:
+        await bob.receive()
+    assert caught.value.failure is Failure.CLOSED
+    await bob.send(b"farewell")  # the other direction still works
+    assert await alice.receive() == b"farewell"
+
+
+def http() -> list[bytes]:
+    return [b"GET / HTTP/1.1\r\nHost: example\r\n\r\n"]
+
+
+def noise_of_nothing() -> list[bytes]:
+    return [entropy(4096)]
+
+
+def half_a_handshake() -> list[bytes]:
+    return [(288).to_bytes(2, "big"), entropy(100)]
+
+
+def one_byte_after_another() -> list[bytes]:
+    return [b"\x01", *[b"\x20"] * 20]
+
+
+@pytest.mark.parametrize(
+    ("junk", "failure", "after_s"),
+    [
+        (list, Failure.SILENT, FIRST_BYTE_S),
+        (http, Failure.CRYPTO, 0.0),
+        (noise_of_nothing, Failure.CRYPTO, 0.0),
+        (half_a_handshake, Failure.SLOW, HANDSHAKE_S),
+        (one_byte_after_another, Failure.SLOW, HANDSHAKE_S),
+    ],
+)
+async def test_junk_on_the_port_ends_in_time_with_a_reason(
+    junk: Callable[[], list[bytes]], failure: Failure, after_s: float, autojump_clock: Clock
+) -> None:
+    near, far = await links()
+
+    async def stranger() -> None:
+        with trio.move_on_after(2 * HANDSHAKE_S):
+            try:
+                for number, piece in enumerate(junk()):
+                    await trio.sleep(0.4 if number else 0)
+                    await near.send_all(piece)
+            except trio.BrokenResourceError:
+                pass  # it was shown the door
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stranger)
+        start = trio.current_time()
+        with pytest.raises(LinkError) as caught:
+            await secured(far, BOB, initiator=False)
+        assert caught.value.failure is failure
+        assert trio.current_time() - start == pytest.approx(after_s)
+        # Nothing was left open.
+        with pytest.raises(trio.ClosedResourceError):
+            await far.send_all(b"x")
+
+
+async def test_hanging_up_during_the_handshake_is_seen(autojump_clock: Clock) -> None:
+    near, far = await links()
+    await near.aclose()
+    with pytest.raises(LinkError) as caught:
+        await secured(far, BOB, initiator=False)
+    assert caught.value.failure is Failure.CLOSED
+
+
+async def test_nodes_of_another_network_do_not_get_through(autojump_clock: Clock) -> None:
+    near, far = await links()
+    failures: list[Failure] = []
+
+    async def attempt(link: Link, identity: Identity, initiator: bool, network: str) -> None:
+        with pytest.raises(LinkError) as caught:
+            await secured(link, identity, initiator=initiator, network=network)
+        failures.append(caught.value.failure)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt, near, ALICE, True, "main")
+        nursery.start_soon(attempt, far, BOB, False, "other")
+    assert Failure.CRYPTO in failures
+
+
+async def test_an_altered_byte_ends_the_connection(autojump_clock: Clock) -> None:
+    alice, bob = await connections()
+    await alice.link.send_all(b"\x00\x40" + bytes(0x40))
+    with pytest.raises(LinkError) as caught:
+        await bob.receive()
+    assert caught.value.failure is Failure.CRYPTO
+
+
+async def test_stopping_in_the_middle_of_a_frame_is_not_waited_for(autojump_clock: Clock) -> None:
+    alice, bob = await connections()
+    await alice.link.send_all(b"\x00\x40")  # a message is announced and never comes
+    start = trio.current_time()
+    with pytest.raises(LinkError) as caught:
+        await bob.receive()
+    assert caught.value.failure is Failure.STALLED
+    assert trio.current_time() - start == pytest.approx(STALL_S, abs=0.1)
+
+
+async def test_silence_between_frames_is_fine(autojump_clock: Clock) -> None:
+    alice, bob = await connections()
+    async with trio.open_nursery() as nursery:
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            received.append(await bob.receive())
+
+        nursery.start_soon(receive)
+        await trio.sleep(3600)
+        await alice.send(b"after an hour")
+    assert received == [b"after an hour"]
+
+
+async def test_a_peer_that_does_not_read_is_given_up(autojump_clock: Clock) -> None:
+    alice, _ = await connections()
+    size = 10 * PIPE_BYTES
+    start = trio.current_time()
+    with pytest.raises(LinkError) as caught:
+        await alice.send(bytes(size))
+    assert caught.value.failure is Failure.STALLED
+    assert trio.current_time() - start == pytest.approx(STALL_S + size / BYTES_PER_S_MIN)
+    with pytest.raises(LinkError):  # and stays so
+        await alice.send(b"x")
+
+
+async def test_a_cancelled_handshake_leaves_nothing_open(autojump_clock: Clock) -> None:
+    near, far = await links()
+    with trio.move_on_after(FIRST_BYTE_S / 2):
+        await secured(far, BOB, initiator=False)
+    assert await near.receive_some(1) == b""
