@@ -41,6 +41,9 @@ from gossip.wire import (
 
 # Parsed records remembered by their bytes: the same few hundred records come back in every answer.
 PARSED_MAX = 4096
+# A lookup that only reads is content with so many nearest nodes: each of them keeps another sample of the providers.
+# One that stores goes on until the k nearest are known.
+READ_WIDTH = 4
 
 Request = FindNode | GetRecords | PutRecord | Ping
 Answer = Nodes | Records | Stored | Pong
@@ -127,12 +130,14 @@ class Directory:
     # --- facts about peers ----------------------------------------------------------------------------
 
     def introduce(self, record: bytes, peer: NodeId, now: float, out: list[Effect]) -> Contact:
-        """A connected peer showed its own record. Raises RemoteError where it is not its own, or false."""
+        """A connected peer showed its own record. Raises RemoteError where it is not its own.
+
+        Not verified here: the channel has proved whose it is. The signature is for third parties, and everybody
+        checks it before dialling because of a record.
+        """
         contact = self._parse(record, PeerRecord)
         if contact is None or contact.node != peer:
             raise RemoteError(Reason.BAD_RECORD, "the record in hello is not the sender's own")
-        if not self._verify(record):
-            raise RemoteError(Reason.BAD_SIGNATURE, "the record in hello is not signed by its owner")
         probe = self.table.offer(contact, now)
         self.table.alive(peer, now)
         if probe is not None:
@@ -202,7 +207,9 @@ class Directory:
         if not seeds:
             return False
         number = self._next()
-        machine = Lookup(target, own=self._own, k=self._config.k, alpha=self._config.alpha, seeds=seeds)
+        reads = place is not None and not self._publish_due(place, now)
+        width = READ_WIDTH if reads else self._config.k
+        machine = Lookup(target, own=self._own, k=width, alpha=self._config.alpha, seeds=seeds)
         self._running[number] = _Running(machine, purpose, place)
         self._drive(number, now, out)
         return True
@@ -225,7 +232,7 @@ class Directory:
         return self._number
 
     def _nearest(self, target: bytes, asker: NodeId) -> list[bytes]:
-        contacts = self.table.closest(target, self._config.k + 1)
+        contacts = self.table.closest(target, self._config.k + 1, live=True)
         return [c.record for c in contacts if c.node != asker][: self._config.k]
 
     def _drive(self, number: int, now: float, out: list[Effect]) -> None:
@@ -287,9 +294,9 @@ class Directory:
 
     def _publish(self, place: Key, nearest: list[Contact], now: float, out: list[Effect]) -> None:
         """Put our provider record to the nodes nearest to the place, if it is time again."""
-        interval = self._config.publish_interval_s
-        if not self._addresses or now < self._published.get(place, -inf) + interval:
+        if not self._publish_due(place, now):
             return
+        interval = self._config.publish_interval_s
         # Jitter keeps nodes that started together from publishing together for ever.
         self._published[place] = now - interval * self._rng.uniform(0.0, 0.2)
         record = sign_record(
@@ -303,9 +310,16 @@ class Directory:
                 ttl_s=int(self._config.record_ttl_s_max),
             ),
         )
-        self.records.put(open_record(record, self._network, ProviderRecord), now)
+        try:
+            self.records.put(open_record(record, self._network, ProviderRecord), now)
+        except RemoteError:
+            pass  # our own store is full; those nearest to the place are asked next
         for contact in nearest:
             self._ask(contact, PutRecord(self._next(), record), Stored, 0, now, out)
+
+    def _publish_due(self, place: Key, now: float) -> bool:
+        date = self._published.get(place, -inf) + self._config.publish_interval_s
+        return bool(self._addresses) and now >= date
 
     def _parse(self, record: bytes, kind: type[PeerRecord] | type[ProviderRecord]) -> Contact | None:
         """The contact a record tells of, not verified; None where it is no such record."""
