@@ -18,6 +18,11 @@ from p2pnode.tasks.partition import Part, divide
 
 CLASSES = 10
 HIDDEN = 64
+# Of a small sweep with 5 nodes, Dirichlet 0.3, and 4 steps a round: after 300 rounds and 15 of exchange only, the
+# worst node is 0.5 points below all data in one place (-0.5 to 1.4, five seeds); with 8 and 0.1, 1.0 (0.3 to 2.0,
+# four seeds).
+BATCH = 32
+RATE = 0.2
 TRAIN_ROWS = 1437  # of 1797: the split of algorithms.md section 5.1
 _SPLIT_SEED = 0
 _PIXEL_MAX = 16.0
@@ -31,8 +36,8 @@ def make(
     alpha: float | None = None,
     seed: int = 0,
     model: str = "mlp",
-    batch: int = 8,
-    lr: float = 0.1,
+    batch: int = BATCH,
+    lr: float = RATE,
 ) -> Classifier:
     """Return the task of one node.
 

@@ -52,8 +52,9 @@ def dumb_encode(codec: str, vector: np.ndarray) -> bytes:
     if codec == "int8":
         return scales + b"".join(c.to_bytes(1, "little", signed=True) for c in codes)
     codes += [0] * (len(codes) % 2)
-    return scales + bytes((low & 15) | (high & 15) << 4 for low, high in zip(codes[::2], codes[1::2],
-    strict=True))
+    return scales + bytes(
+        (low & 15) | (high & 15) << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)
+    )
 
 
 @given(vector=vectors, codec=st.sampled_from(CODECS))
@@ -62,9 +63,14 @@ def test_the_encoder_does_what_the_dumb_one_does(vector: np.ndarray, codec: str)
 
 
 @given(vector=vectors, codec=st.sampled_from(CODECS))
-def test_every_finite_vector_survives_within_half_a_level_of_its_block(vector: np.ndarray, codec: str) ->
-    None: payload = encode(codec, vector) assert len(payload) == payload_bytes(codec, len(vector)) back =
-    decode(codec, payload, len(vector)) assert np.isfinite(back).all() if codec == "f32":
+def test_every_finite_vector_survives_within_half_a_level_of_its_block(
+    vector: np.ndarray, codec: str
+) -> None:
+    payload = encode(codec, vector)
+    assert len(payload) == payload_bytes(codec, len(vector))
+    back = decode(codec, payload, len(vector))
+    assert np.isfinite(back).all()
+    if codec == "f32":
         assert np.array_equal(back, vector)
         return
     for start in range(0, len(vector), BLOCK):
@@ -98,8 +104,9 @@ def test_large_vectors_are_coded_in_chunks_like_small_ones() -> None:
         whole = decode(codec, encode(codec, vector), len(vector))
         for start in range(0, len(vector), 2048 * BLOCK):
             part = vector[start : start + 2048 * BLOCK]
-            assert np.array_equal(whole[start : start + len(part)], decode(codec, encode(codec, part),
-            len(part)))
+            assert np.array_equal(
+                whole[start : start + len(part)], decode(codec, encode(codec, part), len(part))
+            )
 
 
 @pytest.mark.parametrize("codec", CODECS)

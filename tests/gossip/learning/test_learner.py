@@ -1,6 +1,7 @@
 """The owner of the weights: jobs succeed or change nothing; what it saves it can load, and nothing else."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ GENESIS = np.random.default_rng(0).standard_normal(VALUES).astype(np.float32)
 
 def info(learning: LearningConfig = LEARNING, network: str = "", leaf: str = "x") -> RunInfo:
     schema = Schema((Leaf(leaf, (VALUES,), "float32"),))
-    return run_info(network=network, task=Named(), schema=schema, genesis=GENESIS, learning=learning)  # type: ignore[arg-type]
+    task: Any = Named()
+    return run_info(network=network, task=task, schema=schema, genesis=GENESIS, learning=learning)
 
 
 def counting(seed: int) -> Iterator[dict[str, np.ndarray]]:
@@ -50,18 +52,17 @@ def counting(seed: int) -> Iterator[dict[str, np.ndarray]]:
         seed += 1
 
 
-def learner(seed: int | None = None, run: RunInfo | None = None, learning: LearningConfig = LEARNING) ->
-Learner:
+def learner(seed: int | None = None, run: RunInfo | None = None) -> Learner:
     """A learner at genesis, or with a seed one that has trained a little."""
-    made = Learner(run or info(), GENESIS, exchange=ExchangeConfig(), learning=learning, batches=counting)
+    made = Learner(run or info(), GENESIS, exchange=ExchangeConfig(), learning=LEARNING, batches=counting)
     if seed is not None:
         made.trained(output(0.1 * np.random.default_rng(seed).standard_normal(VALUES)))
     return made
 
 
 def output(change: np.ndarray | float, **more: object) -> TrainOutput:
-    given = {"optimiser": (), "loss": 0.5, "steps": 4, **more}
-    return TrainOutput(change=np.broadcast_to(np.float32(change), VALUES).copy(), **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"optimiser": (), "loss": 0.5, "steps": 4, **more}
+    return TrainOutput(change=np.broadcast_to(np.float32(change), VALUES).copy(), **given)
 
 
 def fingerprint(one: Learner) -> bytes:
@@ -248,8 +249,11 @@ def test_a_training_job_that_diverged_changes_no_weight() -> None:
 
 def test_a_task_whose_training_batches_end_is_told_so() -> None:
     ending = Learner(
-        info(), GENESIS, exchange=ExchangeConfig(), learning=LEARNING, batches=lambda seed: iter([{"x":
-        np.zeros(1)}])
+        info(),
+        GENESIS,
+        exchange=ExchangeConfig(),
+        learning=LEARNING,
+        batches=lambda seed: iter([{"x": np.zeros(1)}]),
     )
     with pytest.raises(LocalError, match="for ever"):
         ending.train_input(2)

@@ -1,5 +1,7 @@
 """Schemas and runs: two peers agree or can read why not."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ class Unnamed:
 
 
 def info(**changes: object) -> RunInfo:
-    given = {
+    given: dict[str, Any] = {
         "network": "main",
         "task": Named(),
         "schema": SCHEMA,
@@ -31,7 +33,7 @@ def info(**changes: object) -> RunInfo:
         "learning": LearningConfig(),
         **changes,
     }
-    return run_info(**given)  # type: ignore[arg-type]
+    return run_info(**given)
 
 
 def test_a_schema_is_its_names_shapes_types_and_their_order() -> None:
