@@ -31,7 +31,11 @@ SHOW_CURSOR = b"\x1b[?25h"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J"
 PATIENCE_S = 30.0
 # As a shell's child: the pty becomes the terminal that Ctrl-C belongs to.
-TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Answering:

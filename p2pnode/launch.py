@@ -1,0 +1,246 @@
+"""`p2pnode run`: from settings to a daemon at work. The one place where all parts are put together.
+
+Home, lock, key, task (here JAX is imported), learner, store, daemon, control socket, signals; in this order,
+because each needs what stands before it, and because what a person got wrong should be said before seconds
+are spent on importing JAX.
+"""
+
+import os
+import random
+import resource
+import shlex
+import signal
+import sys
+from typing import Any
+
+import structlog
+import trio
+
+from crypto.identity import Identity
+from gossip.dht.ids import node_id
+from gossip.learning.learner import Learner
+from gossip.learning.task import run_info
+from p2pnode import control_server, doctor, keyfile, log
+from p2pnode import home as homes
+from p2pnode.daemon import Daemon
+from p2pnode.errors import ExitCode, UserError
+from p2pnode.home import PASSPHRASE_VARIABLE, Home
+from p2pnode.settings import TABLE, Settings, default_toml
+from p2pnode.store import SqliteStore, Store
+from p2pnode.tasks import load_task
+from p2pnode.tcp import TcpTransport, reachable_address
+from p2pnode.transport import AddressError, parse_address
+
+# Settings that peers must agree on: the command for the next machine names them where they are not the
+# default.
+SHARED_SETTINGS = ("network.name", "task.factory", "learning.genesis_seed", "learning.shard_values_max")
+# Keep every compiled program, also the small ones of small models: by default JAX keeps only what took a
+# second.
+JAX_CACHE = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+events = structlog.get_logger(__name__)
+
+
+def run_daemon(home: Home, settings: Settings, *, die_with_parent: bool = False) -> int:
+    """Run until told to stop; returns the exit status.
+
+    Args:
+        home: Made, with a key and a commented config.toml, if there is none.
+        settings: Resolved.
+        die_with_parent: Stop when standard input ends: whoever started us is gone.
+
+    Raises:
+        UserError: USAGE, HOME, RUNNING, TASK, ADDRESS, or FAILED.
+    """
+    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stderr.isatty())
+    log.configure(level=settings.log.level, json_lines=as_json)
+    _check_addresses(settings)
+    _check_packages()
+    homes.create(home)
+    lock = homes.take_lock(home)
+    try:
+        # A dump of this process would hold the key (threats.md, T7).
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        identity = _identity(home)
+        store = SqliteStore(home.state)
+        try:
+            _work(home, settings, identity, store, die_with_parent=die_with_parent)
+        finally:
+            store.close()
+    finally:
+        os.close(lock)
+    return ExitCode.OK
+
+
+def examine_task(settings: Settings) -> dict[str, Any]:
+    """What `p2pnode check-task` prints. Imports JAX.
+
+    Raises:
+        UserError: TASK.
+    """
+    import msgspec
+
+    from p2pnode.tasks.check import check_task
+
+    facts = check_task(load_task(settings.task.factory, settings.task_args), settings.core.learning)
+    answer: dict[str, Any] = msgspec.to_builtins(facts)
+    return answer
+
+
+def join_command(settings: Settings, address: str) -> str:
+    """What to type on the next machine: how to reach us, and the settings that both must share.
+
+    Args:
+        settings: Ours.
+        address: Where we listen.
+    """
+    reachable = settings.node.advertise[0] if settings.node.advertise else reachable_address(address)
+    words = ["p2pnode", "run", "--join", reachable]
+    for name in SHARED_SETTINGS:
+        if settings.value(name) != TABLE[name].default:
+            words += ["--set", f"{name}={settings.value(name)}"]
+    return shlex.join(words)
+
+
+# --- before there is a daemon --------------------------------------------------------------------------
+
+
+def _check_addresses(settings: Settings) -> None:
+    named = [("node.listen", settings.node.listen)]
+    named += [("node.advertise", address) for address in settings.node.advertise]
+    named += [("node.join", address) for address in settings.node.join]
+    for name, address in named:
+        try:
+            parse_address(address)
+        except AddressError as error:
+            raise UserError(
+                ExitCode.USAGE, f"{settings.origins.get(name, 'default')}: {name}: {error}."
+            ) from error
+
+
+def _check_packages() -> None:
+    wrong = [finding for finding in doctor.intruders() if finding.verdict == "wrong"]
+    if wrong:
+        raise UserError(ExitCode.FAILED, f"the package {wrong[0].check} is not ours: {wrong[0].detail}.")
+
+
+def _identity(home: Home) -> Identity:
+    if not home.key.exists():
+        _, node = keyfile.make_identity(home, passphrase=os.environ.get(PASSPHRASE_VARIABLE))
+        if not home.config.exists():
+            home.config.write_text(default_toml())
+        events.info("key_made", id=node.hex(), home=str(home.path))
+    return keyfile.open_identity(home)
+
+
+def _work(home: Home, settings: Settings, identity: Identity, store: Store, *, die_with_parent: bool) -> None:
+    """Import JAX, build everything, and run it."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home.cache))
+    for name, value in JAX_CACHE.items():
+        os.environ.setdefault(name, value)
+    core = settings.core
+    task = load_task(settings.task.factory, settings.task_args)
+    from gossip.learning.trainer import Trainer
+
+    trainer = Trainer(task, seed=core.learning.genesis_seed)
+    run = run_info(
+        network=core.network,
+        task=task,
+        schema=trainer.schema,
+        genesis=trainer.genesis,
+        learning=core.learning,
+    )
+    # Differs from node to node and stays with the node: for its JAX keys and the order of its rows.
+    number = int.from_bytes(node_id(identity.public_key)[:4], "big")
+    learner = Learner(
+        run,
+        trainer.genesis,
+        exchange=core.exchange,
+        learning=core.learning,
+        node=number,
+        batches=lambda seed: task.batches("train", seed),
+        seed=number,
+    )
+
+    async def main() -> None:
+        daemon = Daemon(
+            identity=identity,
+            config=core,
+            run=run,
+            learner=learner,
+            trainer=trainer,
+            store=store,
+            transport=TcpTransport(),
+            listen=settings.node.listen,
+            advertise=settings.node.advertise,
+            join=settings.node.join,
+            entropy=os.urandom,
+            rng=random.Random(os.urandom(32)),
+        )
+        await _serve(home, settings, daemon, die_with_parent=die_with_parent)
+
+    faults: list[UserError] = []
+    try:
+        trio.run(main, strict_exception_groups=True)
+    except* UserError as group:
+        faults += _leaves(group)
+    if faults:
+        raise faults[0]
+
+
+def _leaves(group: BaseExceptionGroup[UserError]) -> list[UserError]:
+    found: list[UserError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+# --- while it runs -------------------------------------------------------------------------------------
+
+
+async def _serve(home: Home, settings: Settings, daemon: Daemon, *, die_with_parent: bool) -> None:
+    """The daemon, its control socket, and what may end it."""
+    listener = control_server.listen(home)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, daemon)
+            if die_with_parent:
+                nursery.start_soon(_stop_at_end_of_input, daemon)
+
+            async def live(*, task_status: trio.TaskStatus[str]) -> None:
+                await daemon.run(task_status=task_status)
+                nursery.cancel_scope.cancel()
+
+            address = await nursery.start(live)
+            nursery.start_soon(control_server.ControlServer(daemon, listener).run)
+            _announce(settings, address)
+    finally:
+        await trio.aclose_forcefully(listener)
+        home.socket.unlink(missing_ok=True)
+
+
+async def _stop_on_signal(daemon: Daemon) -> None:
+    """In order the first time, at once the second time."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for number in received:
+            events.info("stopping", signal=signal.Signals(number).name)
+            daemon.stop()
+
+
+async def _stop_at_end_of_input(daemon: Daemon) -> None:
+    while await trio.to_thread.run_sync(os.read, 0, 1024, abandon_on_cancel=True):
+        pass
+    events.info("stopping", reason="standard input ended")
+    daemon.stop()
+
+
+def _announce(settings: Settings, address: str) -> None:
+    command = join_command(settings, address)
+    events.info("ready", address=address, join=command)
+    try:
+        print(f"listening on {address}; the next machine joins with:\n  {command}", flush=True)
+    except BrokenPipeError:
+        pass  # nobody reads; the log has it too
