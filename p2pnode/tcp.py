@@ -5,6 +5,7 @@ with TCP_NODELAY: an offer of 200 bytes must not wait for Nagle's algorithm.
 """
 
 import errno
+import socket
 
 import trio
 
@@ -88,3 +89,28 @@ class TcpTransport:
     async def dial(self, address: str) -> Link:
         host, port = parse_address(address)
         return TcpLink(await trio.open_tcp_stream(host, port), address)
+
+
+def reachable_address(address: str) -> str:
+    """`address`, with the address of this machine on the way to others in place of "all interfaces".
+
+    127.0.0.1 (or ::1) where there is no way to others. Behind a router that translates addresses it is the inner one;
+    then people must say what to advertise.
+    """
+    host, port = parse_address(address)
+    if host == "0.0.0.0":
+        # Blocks for documentation: connecting a datagram socket sends nothing, it only asks the routing table.
+        return format_address(_source(socket.AF_INET, "192.0.2.1") or "127.0.0.1", port)
+    if host == "::":
+        return format_address(_source(socket.AF_INET6, "2001:db8::1") or "::1", port)
+    return address
+
+
+def _source(family: socket.AddressFamily, target: str) -> str:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))
+        except OSError:
+            return ""
+        source: str = probe.getsockname()[0]
+        return source

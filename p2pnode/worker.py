@@ -1,0 +1,213 @@
+"""The arithmetic beside the event loop: who carries out the jobs that the core orders, and in what order.
+
+The learner owns the weights and is used by one piece of work at a time, exchanges first: a partner waits for us, our
+own training can wait. Training itself touches no weights (it gets a copy and gives a change back), so it runs on a
+thread of its own and exchanges go on meanwhile; so does writing a snapshot. JAX and numpy let go of the interpreter
+lock while they compute, and the event loop stays awake.
+"""
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import structlog
+import trio
+
+from gossip.events import Done, Job, JobResult, Save, Saved, Train, Trained
+from gossip.learning.codec import FloatArray
+from gossip.learning.learner import Learner, TrainInput, TrainOutput
+from gossip.learning.task import Schema
+from p2pnode.export import write_safetensors
+from p2pnode.metrics import Counters
+from p2pnode.store import Store
+
+T = TypeVar("T")
+
+# Pieces of work in the queue. The core orders at most one job for each shard and one training at a time; more than
+# this is a bug of ours.
+PIECES_MAX = 4096
+
+log = structlog.get_logger(__name__)
+
+
+class Trains(Protocol):
+    """What trains and measures: `gossip.learning.trainer.Trainer` is one."""
+
+    @property
+    def schema(self) -> Schema: ...
+    def run(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]: ...
+    def evaluate(self, vectors: Sequence[FloatArray]) -> list[dict[str, float]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One use of the learner, and what to do with its result."""
+
+    work: Callable[[], Any]
+    then: Callable[[Any], Awaitable[None]]
+
+
+class Worker:
+    """Carries out jobs until cancelled.
+
+    Args:
+        learner: Nobody else may touch it while the worker runs.
+        trainer: Called by one thread at a time.
+        store: Where snapshots go.
+        post: Puts `Done` into the inbox.
+        counters: What is counted.
+        threads: Whether to compute on threads. Under a mock clock there must be none: work is done in place, and takes
+            no time.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        trainer: Trains,
+        store: Store,
+        post: Callable[[Done], Awaitable[None]],
+        counters: Counters,
+        threads: bool = True,
+    ) -> None:
+        self._learner = learner
+        self._trainer = trainer
+        self._store = store
+        self._post = post
+        self._counters = counters
+        self._threads = threads
+        self._urgent: deque[_Piece] = deque()  # exchanges
+        self._patient: deque[_Piece] = deque()  # everything else
+        self._changed = trio.lowlevel.ParkingLot()
+        self._unfinished = 0  # jobs and requests whose result is not delivered
+        self._nursery: trio.Nursery | None = None
+        # Made when first used: limits belong to a running event loop.
+        self._limits: dict[str, trio.CapacityLimiter] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Use the learner, piece by piece. An exception of a job ends the worker: it is a bug of ours."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                while not self._urgent and not self._patient:
+                    await self._changed.park()
+                piece = (self._urgent or self._patient).popleft()
+                await piece.then(await self._compute("learner", piece.work))
+
+    def submit(self, ticket: int, job: Job) -> None:
+        """Take a job; its `Done` comes later. Does not wait."""
+        self._unfinished += 1
+        started = time.perf_counter()
+        report = partial(self._report, ticket, type(job).__name__.lower(), started)
+        if isinstance(job, Save):
+            self._queue(self._patient, self._learner.dump, partial(self._then, self._write, report))
+        elif isinstance(job, Train) and job.steps > 0:
+            capture = partial(self._learner.train_input, job.steps)
+            self._queue(self._patient, capture, partial(self._then, self._train, report))
+        elif isinstance(job, Train):
+            self._queue(self._patient, partial(self._learner.run, job), report)
+        else:
+            self._queue(self._urgent, partial(self._learner.run, job), report)
+
+    # --- requests of people ------------------------------------------------------------------------------
+
+    async def evaluate(self) -> dict[str, float]:
+        """Measure the read-out on the test split of the task."""
+        vector = await self._ask(lambda: self._learner.readout().copy())
+        return (await self._compute("trainer", partial(self._trainer.evaluate, [vector])))[0]
+
+    async def export(self, path: Path) -> int:
+        """Write the read-out to a safetensors file; returns its size in bytes.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        vector = await self._ask(lambda: self._learner.readout().copy())
+        return await self._compute("disk", partial(write_safetensors, path, self._trainer.schema, vector))
+
+    async def save(self) -> int:
+        """Write a snapshot now; returns its size in bytes, 0 if the disk did not take it."""
+        return await self._write_snapshot(await self._ask(self._learner.dump))
+
+    async def idle(self) -> None:
+        """Wait until every job has reported and nobody waits for an answer."""
+        while self._unfinished:
+            await self._changed.park()
+
+    @property
+    def busy(self) -> bool:
+        return self._unfinished > 0
+
+    # --- how ---------------------------------------------------------------------------------------------
+
+    def _queue(
+        self, queue: deque[_Piece], work: Callable[[], Any], then: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        assert len(queue) < PIECES_MAX, "the core orders more work than it may"
+        queue.append(_Piece(work, then))
+        self._changed.unpark_all()
+
+    async def _compute(self, lane: str, work: Callable[[], T]) -> T:
+        """Run `work` on the thread of a lane; one piece at a time in each lane."""
+        if not self._threads:
+            await trio.lowlevel.checkpoint()
+            return work()
+        limit = self._limits.setdefault(lane, trio.CapacityLimiter(1))
+        # Abandoned when we are cancelled: whoever kills the daemon does not wait for a compilation.
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limit)
+
+    async def _then(
+        self,
+        step: Callable[[Any, Callable[[Any], Awaitable[None]]], Awaitable[None]],
+        report: Any,
+        value: Any,
+    ) -> None:
+        """Go on with `step` in a task of its own, so that the learner is free meanwhile."""
+        assert self._nursery is not None
+        self._nursery.start_soon(step, value, report)
+
+    async def _train(self, given: TrainInput, report: Callable[[Trained], Awaitable[None]]) -> None:
+        [output] = await self._compute("trainer", partial(self._trainer.run, [given]))
+        self._queue(self._patient, partial(self._learner.trained, output), report)
+
+    async def _write(self, data: bytes, report: Callable[[Saved], Awaitable[None]]) -> None:
+        await report(Saved(await self._write_snapshot(data)))
+
+    async def _write_snapshot(self, data: bytes) -> int:
+        try:
+            await self._compute("disk", partial(self._store.write_snapshot, data))
+        except OSError as error:
+            # A full disk must not end the learning; the snapshot before is still whole.
+            log.error("snapshot_failed", size_bytes=len(data), detail=str(error))
+            return 0
+        return len(data)
+
+    async def _report(self, ticket: int, kind: str, started: float, result: JobResult) -> None:
+        self._counters.job(kind, time.perf_counter() - started)
+        await self._post(Done(ticket, result))
+        self._finished()
+
+    async def _ask(self, work: Callable[[], T]) -> T:
+        answers: list[T] = []
+        answered = trio.Event()
+
+        async def then(value: T) -> None:
+            answers.append(value)
+            answered.set()
+
+        self._unfinished += 1
+        self._queue(self._patient, work, then)
+        try:
+            await answered.wait()
+        finally:
+            self._finished()
+        return answers[0]
+
+    def _finished(self) -> None:
+        self._unfinished -= 1
+        self._changed.unpark_all()
