@@ -30,6 +30,7 @@ class Link(Struct):
     address: str
     inbound: bool
     since: float
+    greeted: bool = False  # its hello has come
     faults: int = 0  # what the peer did wrong on this connection
     silent: int = 0  # requests in a row that it did not answer
     budget: float = 0.0  # tokens for requests, see `Links.spend`

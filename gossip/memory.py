@@ -15,6 +15,7 @@ from gossip.learning.task import RunInfo
 AGES_KEY = "ages"  # local steps behind each shard of the last saved model
 MARK_KEY = "mark/"  # + hex of an author's key: its highest accepted sequence number
 PEERS_KEY = "peers"  # addresses for the next start, so that no single bootstrap node is needed twice
+ROUNDS_KEY = "rounds"  # local rounds behind the last saved model
 CEILING_KEY = "sequence"  # no sequence number below it may be signed again
 
 # Enough that some are still there after a month. A guess.
@@ -36,6 +37,14 @@ def ages(store: Mapping[str, bytes], run: RunInfo, has_model: bool) -> list[int]
         if len(kept) == count:
             return kept
     return [0] * count
+
+
+def rounds_entry(rounds: int) -> Entry:
+    return ROUNDS_KEY, rounds.to_bytes(8, "big")
+
+
+def rounds(store: Mapping[str, bytes]) -> int:
+    return int.from_bytes(store.get(ROUNDS_KEY, b""), "big")
 
 
 def mark_entry(author: bytes, seq: int) -> Entry:

@@ -15,6 +15,7 @@ import itertools
 import random
 from collections.abc import Callable, Mapping
 from math import nan
+from typing import Any
 
 from crypto.identity import Identity, PublicKey
 from crypto.signing import network_id
@@ -168,7 +169,7 @@ class Node:
         self._state = "starting"
         self._joined = all(age > 0 for age in self._exchanges.ages)
         self._newcomers: dict[NodeId, None] = {}
-        self._round = 0
+        self._round = memory.rounds(store) if has_model else 0
         self._round_at = now
         # The shard whose exchange this round waits for. An older exchange may still be open: not ours to wait for.
         self._awaited: int | None = None
@@ -276,12 +277,14 @@ class Node:
             self._hello = self._make_hello(out)
         out.append(Send(event.peer, self._hello))
         self._links.flush(event.peer, out)
+        self._deadlines.set(("hello", event.peer), now + self._config.dht.request_timeout_s)
         out.append(Emit(Connected(event.peer, event.address, event.inbound)))
         self._links.shed([*self._exchanges.partners, event.peer], out)
 
     def _peer_down(self, event: PeerDown, now: float, out: list[Effect]) -> None:
         if self._links.closed(event.peer) is None:
             return
+        self._deadlines.clear(("hello", event.peer))
         self._same_run.pop(event.peer, None)
         self._with.pop(event.peer, None)
         out.append(Emit(Disconnected(event.peer, event.reason)))
@@ -368,6 +371,10 @@ class Node:
 
     def _greeted(self, peer: NodeId, hello: wire.Hello, now: float, out: list[Effect]) -> None:
         contact = self._directory.introduce(hello.record, peer, now, out)
+        link = self._links.get(peer)
+        assert link is not None, "frames are handled only while their connection is up"
+        link.greeted = True
+        self._deadlines.clear(("hello", peer))
         same = hello.run == self._run.id
         self._same_run[peer] = same
         if same:
@@ -462,7 +469,7 @@ class Node:
 
     # --- time ---------------------------------------------------------------------------------------
 
-    def _due(self, name: tuple[str, int], now: float, out: list[Effect]) -> None:
+    def _due(self, name: tuple[Any, ...], now: float, out: list[Effect]) -> None:
         match name:
             case ("round",):
                 self._begin_round(now, out)
@@ -478,6 +485,8 @@ class Node:
                 peer = self._directory.overdue(number, now, out)
                 if peer is not None:
                     self._silent(peer, out)
+            case ("hello", peer):
+                out.append(Drop(peer, "it did not introduce itself"))
             case ("walk",):
                 self._walk(now, out)
             case ("bootstrap",) | ("start",):
@@ -596,7 +605,8 @@ class Node:
         elif event.ticket == self._save_ticket:
             assert isinstance(result, Saved)
             self._save_ticket = 0
-            out.append(Persist((memory.ages_entry(self._exchanges.ages), self._peers_entry())))
+            learned = (memory.ages_entry(self._exchanges.ages), memory.rounds_entry(self._round))
+            out.append(Persist((*learned, self._peers_entry())))
         elif not self._exchanges.done(event.ticket, result, now, out):
             raise AssertionError(f"a result for the unknown ticket {event.ticket}")
 

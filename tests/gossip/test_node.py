@@ -197,3 +197,21 @@ def test_connections_stay_within_their_limit(net):
     # One more may be open for the moment in which the surplus is being closed.
     assert max(len(p.node.snapshot(net.now).peers) for p in peers) <= 7
     assert min(p.node.snapshot(net.now).exchanges for p in peers) > 20
+
+
+def test_newcomer_whose_first_hello_was_lost_gets_in_all_the_same(net, quiet):
+    first = net.add(config=quiet, weight=1.0)
+    lost = []
+
+    def lose_first_hello(source, target, frame):
+        if source is first and not lost:
+            lost.append(frame)
+            return []
+        return [frame]
+
+    net.wire = lose_first_hello
+    new = net.add(config=quiet)
+    net.run(30.0)
+
+    assert lost
+    assert new.node.snapshot(net.now).pool == 1
