@@ -37,9 +37,7 @@ def write_safetensors(path: Path, schema: Schema, vector: FloatArray) -> int:
     for leaf in schema.leaves:
         size = int(np.prod(leaf.shape, dtype=np.int64))
         dtype = leaf.dtype if leaf.dtype in _PLAIN else "float32"
-        arrays[leaf.name] = np.ascontiguousarray(
-            vector[start : start + size].reshape(leaf.shape).astype(dtype)
-        )
+        arrays[leaf.name] = vector[start : start + size].reshape(leaf.shape).astype(dtype)
         start += size
     assert start == len(vector)
     data = save(arrays, metadata={"format": "p2pnode", "schema": schema.id.hex()})

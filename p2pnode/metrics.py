@@ -52,6 +52,8 @@ class Failure(StrEnum):
 
 @dataclass(slots=True)
 class Counters:
+    """Since the daemon started. Sizes are of frames, before encryption; seconds include waiting for the worker."""
+
     frames: dict[Direction, dict[str, int]] = field(default_factory=lambda: {"in": {}, "out": {}})
     frame_bytes: dict[Direction, dict[str, int]] = field(default_factory=lambda: {"in": {}, "out": {}})
     connections: dict[str, int] = field(default_factory=dict)  # dialled, accepted, dial_failed, closed
