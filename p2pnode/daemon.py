@@ -414,6 +414,10 @@ class Daemon:
         return {}
 
 
+# Refusals that are normal, or that one peer can cause thousands of times a second; the counters have them.
+_FREQUENT = (Reason.BUSY, Reason.NOT_READY, Reason.RATE_LIMITED, Reason.UNEXPECTED)
+
+
 def _log_news(news: News) -> None:
     """Decisions and transitions at `info`; what happens many times a second at `debug`."""
     match news:
@@ -426,7 +430,7 @@ def _log_news(news: News) -> None:
         case StateChanged():
             log.info("state", state=news.state)
         case Refused():
-            tell = log.debug if news.reason in (Reason.BUSY, Reason.NOT_READY) else log.info
+            tell = log.debug if news.reason in _FREQUENT else log.info
             tell(
                 "refused" if news.by_us else "refused_by_peer",
                 peer=news.peer.hex()[:16] if news.peer is not None else None,

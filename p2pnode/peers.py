@@ -49,6 +49,8 @@ DIALS_MAX = 64
 SETTLED_S = 3 * HANDSHAKE_S
 # What was sent before `drop` has so long to leave. gossip/events.py, Drop.
 FLUSH_S = 1.0
+# One line in the log about connections turned away, at most every so often.
+TURNED_LOG_S = 10.0
 # Queue of one connection. Both bounds hold; the second is two frames of the largest kind.
 OUTBOX_FRAMES_MAX = 64
 OUTBOX_BYTES_MAX = 2 * FRAME_BYTES_MAX
@@ -104,6 +106,8 @@ class Peers:
         self._dialling: dict[str, None] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        self._turned_logged_at = -math.inf
+        self._turned_since = 0  # turned away since the last line about it
         self._changed = trio.lowlevel.ParkingLot()  # somebody came up or left
 
     # --- for the daemon ------------------------------------------------------------------------------
@@ -124,9 +128,17 @@ class Peers:
             if turned is None:
                 self._nursery.start_soon(self._accepted, link)
             else:
-                increase(self._counters.turned_away, turned)
-                log.info("connection_turned_away", address=link.remote, reason=turned)
+                self._turn_away(link.remote, turned)
                 await trio.aclose_forcefully(link)
+
+    def _turn_away(self, address: str, reason: Turned) -> None:
+        """Count, and log now and then: a flood of connections must not become a flood of lines."""
+        increase(self._counters.turned_away, reason)
+        self._turned_since += 1
+        now = trio.current_time()
+        if now >= self._turned_logged_at + TURNED_LOG_S:
+            log.info("connections_turned_away", count=self._turned_since, last=address, reason=reason)
+            self._turned_logged_at, self._turned_since = now, 0
 
     def told(self, up: PeerUp) -> None:
         """The core is about to handle this event: frames it sends from now on are meant for this connection."""

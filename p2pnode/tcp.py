@@ -14,6 +14,9 @@ from p2pnode.transport import Link, format_address, parse_address
 # Out of file descriptors or memory: accepting again at once would spin. threats.md section 3.
 ACCEPT_PAUSE_S = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Of a listening socket that is gone or was never one: ours to fix. Everything else is the pending error of a connection
+# that died in the backlog (accept(2), "error handling"), and the next one may be fine.
+_OURS = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
 
 
 class TcpLink(Link):
@@ -60,9 +63,9 @@ class TcpListener:
             try:
                 stream = await self._listener.accept()
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
+                if error.errno in _OURS:
                     raise
-                await trio.sleep(ACCEPT_PAUSE_S)
+                await trio.sleep(ACCEPT_PAUSE_S if error.errno in _EXHAUSTED else 0)
                 continue
             try:
                 host, port = stream.socket.getpeername()[:2]

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pnode.tcp import ACCEPT_PAUSE_S, TcpListener
+from p2pnode.tcp import ACCEPT_PAUSE_S, TcpListener, TcpTransport, reachable_address
 from p2pnode.transport import format_address, is_near, parse_address
 
 
@@ -57,3 +57,37 @@ async def test_running_out_of_descriptors_pauses_accepting(
         await TcpListener(listener).accept()
     assert len(tries) == 3
     await listener.aclose()
+
+
+async def test_a_connection_that_died_in_the_backlog_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    real = listener.accept
+    errors = [
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        OSError(errno.EPERM, "forbidden by a firewall"),
+    ]
+
+    async def accept() -> trio.SocketStream:
+        if errors:
+            raise errors.pop()
+        return await real()
+
+    monkeypatch.setattr(listener, "accept", accept)
+    ours = TcpListener(listener)
+    near = await TcpTransport().dial(ours.address)
+    far = await ours.accept()
+    await near.send_all(b"x")
+    assert await far.receive_some(1) == b"x"
+    for end in (near, far, ours):
+        await end.aclose()
+
+
+def test_the_address_of_all_interfaces_becomes_one_that_others_can_dial() -> None:
+    assert reachable_address("127.0.0.1:1") == "127.0.0.1:1"
+    assert reachable_address("[::1]:2") == "[::1]:2"
+    host, port = parse_address(reachable_address("0.0.0.0:3"))
+    assert host != "0.0.0.0"
+    assert port == 3
+    host, port = parse_address(reachable_address("[::]:4"))
+    assert host != "::"
+    assert port == 4
