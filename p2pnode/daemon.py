@@ -49,6 +49,7 @@ from gossip.events import (
 from gossip.learning.learner import Learner, SnapshotError
 from gossip.learning.task import RunInfo
 from gossip.node import Node
+from gossip.snapshot import Snapshot
 from p2pnode import __version__
 from p2pnode.door import Limits
 from p2pnode.errors import ExitCode, UserError
@@ -254,6 +255,10 @@ class Daemon:
             while self._worker.busy:
                 await self._worker.idle()
                 await self._handled()
+            # The node has ordered a snapshot, but what was under way then ended after it. A node that has not begun
+            # has nothing to keep.
+            if self._worker.unsaved and all(self._node_view().ages):
+                await self._worker.save()
         await self._peers.stop()
 
     async def _handled(self) -> None:
@@ -322,9 +327,8 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """The node's snapshot and the facts of this process. Bytes stay bytes."""
-        assert self._node is not None, "the daemon does not run yet"
         now = trio.current_time()
-        view = self._node.snapshot(now)
+        view = self._node_view()
         sizes = self.counters.frame_bytes
         return {
             "id": view.node.hex(),
@@ -361,7 +365,6 @@ class Daemon:
 
     def peers(self) -> list[dict[str, Any]]:
         """One entry for each connected peer."""
-        assert self._node is not None, "the daemon does not run yet"
         return [
             {
                 "id": peer.node.hex(),
@@ -372,8 +375,12 @@ class Daemon:
                 "exchanges": peer.exchanges,
                 "faults": peer.faults,
             }
-            for peer in self._node.snapshot(trio.current_time()).peers
+            for peer in self._node_view().peers
         ]
+
+    def _node_view(self) -> Snapshot:
+        assert self._node is not None, "the daemon does not run yet"
+        return self._node.snapshot(trio.current_time())
 
     def identity(self) -> dict[str, Any]:
         key = self._identity.public_key

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 import trio
 
-from gossip.events import Done, Job, JobResult, Save, Saved, Train, Trained
+from gossip.events import Done, Job, JobResult, Offered, Save, Saved, Train, Trained
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Schema
@@ -84,6 +84,7 @@ class Worker:
         self._patient: deque[_Piece] = deque()  # everything else
         self._changed = trio.lowlevel.ParkingLot()
         self._unfinished = 0  # jobs and requests whose result is not delivered
+        self._unsaved = False  # whether the learner has changed since the last snapshot
         self._nursery: trio.Nursery | None = None
         # Made when first used: limits belong to a running event loop.
         self._limits: dict[str, trio.CapacityLimiter] = {}
@@ -105,7 +106,7 @@ class Worker:
         started = time.perf_counter()
         report = partial(self._report, ticket, type(job).__name__.lower(), started)
         if isinstance(job, Save):
-            self._queue(self._patient, self._learner.dump, partial(self._then, self._write, report))
+            self._queue(self._patient, self._dump, partial(self._then, self._write, report))
         elif isinstance(job, Train) and job.steps > 0:
             capture = partial(self._learner.train_input, job.steps)
             self._queue(self._patient, capture, partial(self._then, self._train, report))
@@ -132,7 +133,7 @@ class Worker:
 
     async def save(self) -> int:
         """Write a snapshot now; returns its size in bytes, 0 if the disk did not take it."""
-        return await self._write_snapshot(await self._ask(self._learner.dump))
+        return await self._write_snapshot(await self._ask(self._dump))
 
     async def idle(self) -> None:
         """Wait until every job has reported and nobody waits for an answer."""
@@ -142,6 +143,11 @@ class Worker:
     @property
     def busy(self) -> bool:
         return self._unfinished > 0
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether a job has ended since the last snapshot."""
+        return self._unsaved
 
     # --- how ---------------------------------------------------------------------------------------------
 
@@ -178,6 +184,10 @@ class Worker:
     async def _write(self, data: bytes, report: Callable[[Saved], Awaitable[None]]) -> None:
         await report(Saved(await self._write_snapshot(data)))
 
+    def _dump(self) -> bytes:
+        self._unsaved = False
+        return self._learner.dump()
+
     async def _write_snapshot(self, data: bytes) -> int:
         try:
             await self._compute("disk", partial(self._store.write_snapshot, data))
@@ -189,6 +199,8 @@ class Worker:
 
     async def _report(self, ticket: int, kind: str, started: float, result: JobResult) -> None:
         self._counters.job(kind, time.perf_counter() - started)
+        if not isinstance(result, Saved | Offered):  # these change nothing
+            self._unsaved = True
         await self._post(Done(ticket, result))
         self._finished()
 
