@@ -222,7 +222,7 @@ class Instruction:
 
 
 def dockerfile() -> list[Instruction]:
-    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    text = (ROOT / "Dockerfile").read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     instructions: list[Instruction] = []
     stage = -1
@@ -252,7 +252,7 @@ def test_both_stages_stand_on_the_same_slim_python() -> None:
 def test_what_the_image_copies_is_there_and_is_sent_to_the_engine() -> None:
     allowed = [
         line.removeprefix("!")
-        for line in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line.startswith("!")
     ]
     for source in [source for sources, _ in copied() for source in sources]:
@@ -363,7 +363,7 @@ def test_the_image_builds_and_answers(root: Path) -> None:
         pytest.skip(
             "NOT TESTED: the image was not built, because no container engine answers on this machine."
         )
-    build = [docker, "build", "-q", "-f", "deploy/Dockerfile", "-t", "p2pnode-test", "."]
+    build = [docker, "build", "-q", "-t", "p2pnode-test", "."]
     subprocess.run(build, cwd=root, check=True, timeout=290)
     answer = subprocess.run(
         [docker, "run", "--rm", "p2pnode-test", "version"], capture_output=True, text=True

@@ -1,6 +1,6 @@
 # The image of a p2pnode daemon, about 0.7 GB, most of it JAX. From the project's root:
 #
-#   docker build -f deploy/Dockerfile -t p2pnode .
+#   docker build -t p2pnode .
 #   docker run --init -v p2pnode:/data -p 7400:7400 p2pnode
 #
 # Every RUN step of the first stage is plain shell over $PREFIX, so that tests/test_packaging.py can carry out the same
