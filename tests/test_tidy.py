@@ -23,7 +23,17 @@ SUPERVISOR = "p2pnode/daemon.py"
 # All that may stand beside the packages.
 TOP_LEVEL = {
     *PACKAGES,
-    *("tests", "docs", "deploy", "examples", "README.md", "Makefile", "Dockerfile", "LICENSE", "CHANGELOG.md"),
+    *(
+        "tests",
+        "docs",
+        "deploy",
+        "examples",
+        "README.md",
+        "Makefile",
+        "Dockerfile",
+        "LICENSE",
+        "CHANGELOG.md",
+    ),
     *("pyproject.toml", "requirements.lock"),
 }
 
