@@ -1,0 +1,234 @@
+"""`p2pnode run` and the commands that talk to it, as processes on loopback."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnode.errors import ExitCode
+
+pytestmark = pytest.mark.live
+
+ROOT = Path(__file__).resolve().parents[2]
+# A slow machine imports JAX in 5 s, and tests may share it.
+PATIENCE_S = 90.0
+STOP_S_MAX = 10.0
+FAST = ("--task", "digits", "--set", "learning.round_interval_s=0.1", "--set", "exchange.join_patience_s=0.5")
+
+
+def environ(**more: str) -> dict[str, str]:
+    return (
+        {k: v for k, v in os.environ.items() if not k.startswith("P2PNODE_")}
+        | {"JAX_PLATFORMS": "cpu"}
+        | more
+    )
+
+
+def p2pnode(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "p2pnode", *words],
+        cwd=ROOT,
+        env=environ(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def asked(home: Path, *words: str) -> Any:
+    answer = p2pnode(*words, "--home", str(home), "--json")
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+class Running:
+    """One `p2pnode run`, and its log."""
+
+    def __init__(self, home: Path, *words: str) -> None:
+        self.home = home
+        self.log = home.with_suffix(".log")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "p2pnode",
+                    "run",
+                    "--home",
+                    str(home),
+                    "--listen",
+                    "127.0.0.1:0",
+                    *words,
+                ],
+                cwd=ROOT,
+                env=environ(JAX_COMPILATION_CACHE_DIR=str(home.parent / "jax-cache")),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def ready(self) -> list[str]:
+        """The command for the next machine, which is printed when the daemon listens."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if "p2pnode run --join" in line:
+                return line[line.index("p2pnode run") :].split()
+        raise AssertionError(f"it ended with {self.process.wait()}: {self.log.read_text()[-2000:]}")
+
+    def until(self, holds: Callable[[dict[str, Any]], bool], wanted: str) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            status: dict[str, Any] = asked(self.home, "status")
+            if holds(status):
+                return status
+            assert time.monotonic() < end, f"never {wanted}; the last status was {status}"
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    running: list[Running] = []
+
+    def started(name: str, *words: str) -> Running:
+        running.append(Running(tmp_path / name, *(words or FAST)))
+        return running[-1]
+
+    yield started
+    for one in running:
+        one.end()
+
+
+def test_a_daemon_is_started_asked_and_stopped(start: Callable[..., Running], tmp_path: Path) -> None:
+    """The life of one node alone, through every command that talks to it."""
+    daemon = start("a")
+    join = daemon.ready()
+    home = daemon.home
+    assert stat.S_IMODE((home / "control.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE((home / "identity.key").stat().st_mode) == 0o600
+
+    status = daemon.until(lambda status: status["round"] >= 3, "trained")
+    assert status["id"] == asked(home, "id")["id"]
+    assert status["state"] == "training"
+    assert status["address"] in join
+    assert status["refused"] == {}
+    assert asked(home, "peers") == []
+    assert 0.0 <= asked(home, "eval")["accuracy"] <= 1.0
+    assert "state" in p2pnode("status", "--home", str(home)).stdout
+    findings = {finding["check"]: finding["verdict"] for finding in asked(home, "doctor")}
+    assert findings["daemon"] == "good"
+
+    file = tmp_path / "model.safetensors"
+    asked(home, "export", str(file))
+    from safetensors.numpy import load_file
+
+    leaves = load_file(file)
+    assert sum(leaf.size for leaf in leaves.values()) == 4810
+
+    second = p2pnode("run", "--home", str(home), "--listen", "127.0.0.1:0")
+    assert second.returncode == ExitCode.RUNNING
+    assert "p2pnode stop" in second.stderr
+
+    begun = time.monotonic()
+    assert asked(home, "stop") == {"stopped": True}
+    assert daemon.process.wait(STOP_S_MAX) == 0
+    assert time.monotonic() - begun < STOP_S_MAX
+    assert p2pnode("status", "--home", str(home)).returncode == ExitCode.NO_DAEMON
+    assert not (home / "control.sock").exists()
+
+
+def test_the_printed_command_brings_the_next_node_in(start: Callable[..., Running]) -> None:
+    first = start("a")
+    words = first.ready()
+    assert words[:3] == ["p2pnode", "run", "--join"]
+    second = start("b", *words[2:], *FAST)
+    second.ready()
+    first.until(lambda status: status["peers"] == 1, "met the other")
+    status = second.until(lambda status: status["exchanges"] >= 3, "exchanged")
+    assert status["peers"] == 1
+    (peer,) = asked(second.home, "peers")
+    assert peer["id"] == asked(first.home, "id")["id"]
+    assert peer["same_run"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_time(start: Callable[..., Running], how: signal.Signals) -> None:
+    daemon = start("a")
+    daemon.ready()
+    daemon.process.send_signal(how)
+    assert daemon.process.wait(STOP_S_MAX) == 0
+    assert not (daemon.home / "control.sock").exists()
+
+
+def test_it_ends_when_whoever_started_it_is_gone(start: Callable[..., Running]) -> None:
+    daemon = start("a", *FAST, "--die-with-parent")
+    daemon.ready()
+    assert daemon.process.stdin is not None
+    daemon.process.stdin.close()
+    assert daemon.process.wait(STOP_S_MAX) == 0
+
+
+def test_a_killed_daemon_comes_back_as_the_same_node_where_it_was(start: Callable[..., Running]) -> None:
+    words = (*FAST, "--set", "learning.save_interval_s=0.5")
+    daemon = start("a", *words)
+    daemon.ready()
+    before = daemon.until(lambda status: min(status["ages"]) >= 40, "trained")
+    saved = daemon.home / "state"
+    assert saved.exists()
+    daemon.process.kill()
+    daemon.process.wait()
+    assert (daemon.home / "control.sock").exists()  # left behind, and no obstacle
+
+    again = start("a", *words)
+    again.ready()
+    after = asked(again.home, "status")
+    assert after["id"] == before["id"]
+    assert min(after["ages"]) >= 4
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("--task", "no-such-task"), ExitCode.TASK, "no-such-task"),
+        (("--task", "no.such.module:make"), ExitCode.TASK, "no.such.module"),
+        (("--task", "digits", "--set", "task.args.part=9"), ExitCode.TASK, "part"),
+        (("--task", "digits", "--listen", "nonsense"), ExitCode.USAGE, "node.listen"),
+        (("--task", "digits", "--listen", "192.0.2.1:7400"), ExitCode.ADDRESS, "192.0.2.1:7400"),
+        (("--task", "digits", "--join", "nonsense"), ExitCode.USAGE, "node.join"),
+    ],
+)
+def test_what_cannot_run_says_why(tmp_path: Path, words: tuple[str, ...], code: ExitCode, part: str) -> None:
+    answer = p2pnode("run", "--home", str(tmp_path / "home"), *words)
+    assert answer.returncode == code, answer.stderr
+    last = answer.stderr.splitlines()[-1]
+    assert last.startswith("p2pnode: ")
+    assert part in last
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_port_that_is_taken_is_an_address_problem(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        answer = p2pnode("run", "--home", str(tmp_path / "home"), "--listen", address)
+    assert answer.returncode == ExitCode.ADDRESS
+    assert address in answer.stderr.splitlines()[-1]
