@@ -1,6 +1,7 @@
-"""Every setting of the pure core: meaning, unit, formula, source. `Config.simulated()` etc. are presets.
+"""Every setting of the pure core: meaning, unit, reason.
 
-Frozen; changed with `dataclasses.replace`. The names are those of the TOML file, section by section.
+Frozen; changed with `dataclasses.replace`. The names are those of the TOML file, section by section, and the comments
+are written into it by `p2pnode init`: they speak to whoever runs a node.
 """
 
 from dataclasses import dataclass, field
@@ -8,77 +9,89 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DhtConfig:
-    # Bucket size and result size; Maymounkov and Mazieres 2002: "k such that any k nodes are very unlikely to fail
-    # within an hour"; 20 there and in libp2p.
+    # Nodes in one bucket of the routing table, and nodes that a lookup looks for: so many that all of them are very
+    # unlikely to fail within an hour. 20 in the Kademlia paper (Maymounkov and Mazieres 2002) and in libp2p.
     k: int = 20
-    # Queries in flight in one lookup; same source.
+    # Queries under way at the same time in one lookup. 3 in the Kademlia paper.
     alpha: int = 3
-    # A request that got no answer in this time has failed. Two round trips of a slow link (wan: 0.3 s) and a dial.
+    # A request that got no answer in this time has failed. Room for a new connection and two round trips of a slow
+    # link.
     request_timeout_s: float = 3.0
-    # Refresh a bucket nobody looked into for so long. threats.md section 4.
+    # Look for new nodes in a part of the routing table that was not used for so long. Machines come and go within
+    # minutes; one lookup costs some ten small messages.
     refresh_interval_s: float = 600.0
-    # Records live so long by the receiver's clock, at most. threats.md section 4.
+    # Keep records of other nodes so long at most, by our own clock, unless they are published again. Two hours, as in
+    # BEP 44: twice the publishing interval.
     record_ttl_s_max: float = 7200.0
-    # Publish own records anew so often, jittered by +-20 %.
+    # Publish our own records again so often (give or take 20 %). Half the life of a record, so that one may be missed.
     publish_interval_s: float = 3600.0
-    # Total records stored for others. threats.md section 3.
+    # Records kept for other nodes. At most 1,000 bytes each: 4 MB.
     records_max: int = 4096
-    # Provider records stored under one key. 100 x 300 B fit into two frames of answers.
+    # Of these, kept for one part of one model ("I hold this shard"). An answer names at most 20 of them, drawn at
+    # random.
     providers_per_key_max: int = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MembershipConfig:
-    # Holders of our shards remembered, from which partners are drawn (a bottom-k sample, membership.py).
-    # 1024 x ~400 B = 0.4 MB.
+    # Nodes of our run remembered, from which partners are drawn at random. About 400 bytes each: 0.4 MB.
     pool_max: int = 1024
-    # Look for providers so often in steady state; at start the interval begins at a 16th and doubles.
+    # Look for more nodes of our run so often. After the start sooner: at first after a sixteenth, then doubling.
     walk_interval_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeConfig:
-    # Wire codec for both legs: f32, int8 or int4 (block-wise, learning/codec.py).
+    # How weights travel: f32 (exact), int8 or int4 (blocks of 64 values with one scale each; about 4 and 7 times fewer
+    # bytes than f32). Nodes with different codecs understand each other.
     codec: str = "int8"
-    # Give up an exchange after so long. Wild guess; covers a dial, two legs of a 4 MiB shard at 2 MB/s.
+    # Give up an exchange after so long. A guess: room for a new connection and 4 MiB there and back at 2 MB/s.
     timeout_s: float = 10.0
-    # Replies kept for repeated requests, so that a lost reply costs no half exchange.
+    # Replies kept in case that a request comes again because the reply was lost. Without it, such an exchange would
+    # count on one side only.
     reply_cache_max: int = 64
-    # A newcomer waits so long for somebody to adopt from before it trains from genesis alone.
+    # A new node waits so long for somebody whose model it can take over, before it begins from the initial weights.
     join_patience_s: float = 10.0
-    # Norm limit for what arrives, as a multiple of our own distance from the reference (plus `norm_floor`).
+    # Refuse weights that are further from the initial weights than so many times our own distance plus 0.3 per value
+    # (root mean square; it lets a new node take over a trained model).
     norm_factor: float = 10.0
-    # Clip limit, as a multiple of the running mean of accepted distances. gate.py.
+    # Shorten a change to so many times what recent exchanges changed. Smaller: a hostile peer moves us less at each
+    # contact, and honest nodes agree more slowly.
     clip_factor: float = 4.0
-    # A model further from ours than this multiple of the running mean of accepted distances is refused.
+    # Refuse weights that are further from ours than so many times what recent exchanges changed.
     distance_factor: float = 16.0
-    # Answers to offers per peer and second, on average; burst of four times that. threats.md section 3 (verify 50/s).
+    # Offers taken from one peer per second, on average; four times as many in a burst. Checking a signature takes about
+    # 0.1 ms, so one peer can cost us half a percent of a core by this.
     offers_per_peer_s: float = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningConfig:
-    # Optimiser steps of one local training job (H in algorithms.md).
+    # Training steps between two exchanges. More: fewer bytes, and nodes drift further apart in between.
     local_steps: int = 4
-    # Least time between the starts of two rounds (train, then one exchange), jittered by +-10 %. A daemon that shares
-    # its machine is polite at 0.05; the simulator sets it from the scenario.
+    # Least time between the starts of two rounds (train, then one exchange), give or take 10 %. Larger leaves more of
+    # the machine to others, and sends less.
     round_interval_s: float = 0.05
     # Stop training after so many rounds and only exchange from then on; 0: never.
     rounds_max: int = 0
-    # Read-out y <- decay * y + (1 - decay) * x once a round. algorithms.md section 1.4.
+    # What `eval` and `export` show is a running mean of the weights, y <- decay * y + (1 - decay) * x once a round: better
+    # than the weights of any one moment. 0: the weights as they are.
     readout_decay: float = 0.9
-    # Values in one shard at most. 2**20 float32 are 4 MiB: a frame of bounded size and a pause of bounded length.
+    # A larger model is cut into shards of at most so many values, of which one is exchanged at a time. 2**20 values are
+    # 4 MiB, the largest message there is. All nodes of a run need the same.
     shard_values_max: int = 2**20
-    # Seed of the genesis weights; part of the run id.
+    # Seed of the initial weights. All nodes of a run need the same.
     genesis_seed: int = 0
-    # Order a snapshot of the weights so often.
+    # Write the model to the disk so often. A node that is killed loses at most so much of its training.
     save_interval_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    network: str = "main"  # name of the network; nodes of other networks do not get through the handshake
-    # Connections open at the same time; the least recently used idle one goes first. threats.md section 3.
+    # Name of the network. Nodes of another network cannot connect to ours.
+    network: str = "main"
+    # Connections open at the same time; the one that was idle for longest goes first. At most 64 of them may be opened
+    # by others.
     connections_max: int = 96
     dht: DhtConfig = field(default_factory=DhtConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
