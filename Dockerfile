@@ -11,7 +11,7 @@ ENV PREFIX=/opt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 
 # What changes rarely comes first: the libraries are one cached layer. The environment that ships is made without pip
-# (threats.md, T44: every file is checked against its hash, and nothing can be installed into it later).
+# (docs/security.md, T44: every file is checked against its hash, and nothing can be installed into it later).
 COPY deploy/requirements.lock deploy/build.lock deploy/
 RUN python3 -m venv "$PREFIX/build"
 RUN "$PREFIX/build/bin/pip" install -q --require-hashes -r deploy/build.lock

@@ -74,8 +74,8 @@ class LearningConfig:
     round_interval_s: float = 0.05
     # Stop training after so many rounds and only exchange from then on; 0: never.
     rounds_max: int = 0
-    # What `eval` and `export` show is a running mean of the weights, y <- decay * y + (1 - decay) * x once a round: better
-    # than the weights of any one moment. 0: the weights as they are.
+    # What `eval` and `export` show is a running mean of the weights, y <- decay * y + (1 - decay) * x once a round:
+    # better than the weights of any one moment. 0: the weights as they are.
     readout_decay: float = 0.9
     # A larger model is cut into shards of at most so many values, of which one is exchanged at a time. 2**20 values are
     # 4 MiB, the largest message there is. All nodes of a run need the same.

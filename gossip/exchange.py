@@ -11,7 +11,7 @@ itself a newcomer adopts what it was offered. A node waits for one answer per sh
 meanwhile: each side applies its half to its *current* weights, so the sum is kept whatever overlaps
 (docs/decisions/0002). The responder keeps its replies, so that an offer repeated because the reply was lost is answered
 without being applied twice. A lost reply that is never repeated leaves half an exchange: a small drift, measured in
-algorithms.md 1.3.
+docs/learning.md.
 
 Order of checks for what arrives: size (wire), budget (node), author, signature, run, sequence, bounds, payload.
 """

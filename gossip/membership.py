@@ -9,7 +9,7 @@ thousand times is worth no more than hearing it once, and a flood of repetitions
 - Ids come only from what we asked for (DHT lookups) and from authenticated connections; nobody can push ids at us,
   so the limits on pushes of the paper have nothing to limit.
 - The key changes with every `rotate`, so that a large network's sample is fresh and neighbourhoods do not freeze
-  (threats.md, T19).
+  (docs/security.md, T19).
 """
 
 import hashlib

@@ -80,7 +80,7 @@ BOOTSTRAP_S = 1.0
 BOOTSTRAP_S_MAX = 60.0
 # A partner is forgotten after so many failed dials in a row; a later lookup may find it again.
 FORGET_FAILURES = 2
-# The membership key changes so often (threats.md, T19); only matters above `pool_max` nodes.
+# The membership key changes so often (docs/security.md, T19); only matters above `pool_max` nodes.
 ROTATE_S = 600.0
 # Look around sooner right after the start: the first interval is a 16th of the steady one, then it doubles.
 WALK_START = 16.0

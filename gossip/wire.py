@@ -8,7 +8,7 @@ re-encoding.
 A frame passes three checks, cheapest first: its size; `scan`, which walks the raw bytes without recursion and
 without building anything; and msgspec against the schema. The scan is not a courtesy: msgspec alone accepts
 duplicate keys and long integers, and a frame whose tag is not first takes it into recursion
-(threats.md finding 6). What passes is what `encode` would have produced, byte for byte.
+(docs/security.md, T32). What passes is what `encode` would have produced, byte for byte.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ RECORD_BYTES_MAX = 1000
 HEADER_BYTES_MAX = 1024
 PROTOCOL_VERSION = 1
 
-# Limits of the scan: threats.md section 3, but for the byte strings, which here carry whole payloads.
+# Limits of the scan, far above what our messages need (docs/security.md, T32). Byte strings carry whole payloads.
 DEPTH_MAX = 8  # containers inside one another; our deepest message has 2
 ELEMENTS_MAX = 4096  # values in one frame; a map of n pairs counts 2 n
 MAP_PAIRS_MAX = 256

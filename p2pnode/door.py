@@ -1,8 +1,8 @@
 """Who may begin a handshake: limits on strangers, checked before any cryptography is spent on them. No I/O.
 
 A handshake costs us half a millisecond of arithmetic and a connection a file descriptor, so both are rationed by
-address before a single byte is read (threats.md T31; wireguard-go rations the same way). Hosts on this machine and on
-private networks are not counted one by one: five daemons on 127.0.0.1, or a lab behind one address, are normal.
+address before a single byte is read (docs/security.md, T31; wireguard-go rations the same way). Hosts on this machine
+and on private networks are not counted one by one: five daemons on 127.0.0.1, or a lab behind one address, are normal.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ from p2pnode.transport import is_near, parse_address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """All from threats.md, section 3."""
+    """After go-libp2p (connections) and wireguard-go (handshakes); docs/security.md has the whole table."""
 
     inbound_max: int = 64
     # Connections that have not proved who they are; libp2p allows 32 "transient" ones.

@@ -8,7 +8,7 @@
     jax-cache/      compiled programs, so that the next start is quick
 
 Whoever can read the key can speak in our name, so the directory is 0700 and the key 0600 *or we refuse to
-start* (threats.md, T7): a warning would be read after the theft.
+start* (docs/security.md, T7): a warning would be read after the theft.
 """
 
 import fcntl

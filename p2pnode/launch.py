@@ -62,7 +62,7 @@ def run_daemon(home: Home, settings: Settings, *, die_with_parent: bool = False)
     homes.create(home)
     lock = homes.take_lock(home)
     try:
-        # A dump of this process would hold the key (threats.md, T7).
+        # A dump of this process would hold the key (docs/security.md, T7).
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         identity = _identity(home)
         store = SqliteStore(home.state)

@@ -1,7 +1,7 @@
 """The one place where text from outside is made harmless, for logs, tables and the dashboard.
 
 A name, an error or an agent string that a peer chose may contain escape sequences that move the cursor,
-retitle the window or fake a second log line (threats.md, T41). In a file of its own because every command
+retitle the window or fake a second log line (docs/security.md, T41). In a file of its own because every command
 needs it and logging takes long to import.
 """
 

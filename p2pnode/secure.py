@@ -19,12 +19,13 @@ from gossip.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION
 from p2pnode.metrics import Failure
 from p2pnode.transport import Link
 
-# An honest dialler speaks at once; one round trip of a bad link. threats.md section 3.
+# An honest dialler speaks at once; one round trip of a bad link.
 FIRST_BYTE_S = 2.0
-# The whole handshake, three messages of 300 bytes. threats.md section 3.
+# The whole handshake, three messages of 300 bytes.
 HANDSHAKE_S = 5.0
 # A frame may take so long, plus its size at the slowest rate: a peer that trickles must not hold buffers for ever.
-# threats.md section 3: "frame in 10 s; blob >= 16 KiB/s".
+# At 16 KiB/s the largest frame takes 4 minutes. A guess: slower is a peer that holds our
+# buffers, not one that learns.
 STALL_S = 10.0
 BYTES_PER_S_MIN = 16 * 1024
 # One read from the link. Large enough that a shard of 4 MiB takes few turns of the event loop.

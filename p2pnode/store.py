@@ -3,7 +3,7 @@
 Two kinds of durability, as `gossip.events.Persist` asks for them. Most entries must survive the death of the *process*:
 SQLite in WAL mode with synchronous=NORMAL hands them to the kernel and does not wait (11,000 commits a second).
 Sequence numbers must survive *power loss*: the same database with synchronous=FULL, one fsync (124 a second; both
-measured, threats.md finding 9). A failed write or fsync is never tried again (no engine studied in ATC'20 got that
+measured on 2 cores). A failed write or fsync is never tried again (no engine studied in ATC'20 got that
 right): the daemon ends, and the next start reads what is really there.
 
 Start-up is always recovery: there is no clean flag.

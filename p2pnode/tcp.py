@@ -11,7 +11,7 @@ import trio
 
 from p2pnode.transport import Link, format_address, parse_address
 
-# Out of file descriptors or memory: accepting again at once would spin. threats.md section 3.
+# Out of file descriptors or memory: accepting again at once would spin.
 ACCEPT_PAUSE_S = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Of a listening socket that is gone or was never one: ours to fix. Everything else is the pending error of a connection

@@ -173,7 +173,7 @@ class ExchangeChecker:
 
 
 def consensus_distance(models: Sequence[NDArray[np.float32]]) -> float:
-    """Ξ = sqrt(Σ|x_i − mean|² / n), 0 for perfect agreement. algorithms.md section 0.
+    """Ξ = sqrt(Σ|x_i − mean|² / n), 0 for perfect agreement.
 
     Args:
         models: One vector per node, all of one length.

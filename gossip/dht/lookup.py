@@ -19,7 +19,7 @@ from math import inf
 from gossip.dht.ids import NodeId, distance
 from gossip.dht.routing import Contact
 
-# Contacts in one honest answer at most; threats.md T25.
+# Contacts in one honest answer at most: one bucket (docs/security.md, T25).
 ANSWER_MAX = 20
 # Candidates of one path kept, in multiples of k: the furthest go first, and would not have been asked anyway.
 CANDIDATES_PER_K = 8

@@ -35,13 +35,14 @@ from gossip.wire import RECORD_BYTES_MAX, U63, Bytes32, Bytes64, decode_struct, 
 ADDRESSES_MAX = 8
 # A DNS name may have 253 characters; 128 with the port is what people use.
 ADDRESS_CHARACTERS_MAX = 128
-# threats.md section 4: a mistake of the owner cannot use up the 63 bits.
+# A mistake of the owner cannot use up the 63 bits at once.
 SEQ_JUMP_MAX = 2**32
 # The outer map takes 85 bytes with the signature: what is left of 1,000 is the body.
 BODY_BYTES_MAX = RECORD_BYTES_MAX - 85
 # Answers to GetRecords carry at most so many (wire.Records).
 SAMPLE_MAX = 20
-# Records kept for one owner: threats.md section 3.
+# Records kept for one owner: a peer record and a provider record for each of 15 shards. One owner cannot fill the
+# store (docs/security.md, T26).
 PER_OWNER_MAX = 16
 # Proofs of equivocation kept. 64 x 2 kB; more than 64 caught owners is an attack that needs no 65th proof.
 PROOFS_MAX = 64

@@ -9,7 +9,7 @@ shared with our own id, so there are no ranges to get wrong. Departures:
 - One silence is not a death, and where nobody waits for the place, a member stays for a while: a node whose
   own network was down for a minute must not find its table empty.
 - At most two members of one subnet in a bucket and ten in the table (/24 for IPv4, /48 for IPv6), so that a
-  rented subnet cannot own the table (threats.md T22, T23). Private addresses and names are not limited: swarms
+  rented subnet cannot own the table (docs/security.md, T22, T23). Private addresses and names are not limited: swarms
   in one room or one process have only those.
 """
 
@@ -24,11 +24,11 @@ from typing import TypeAlias
 from crypto.identity import PublicKey
 from gossip.dht.ids import ID_BITS, NodeId
 
-# threats.md section 4: Kademlia's k.
+# Kademlia's k.
 BUCKET_SIZE = 20
-# Newcomers remembered while their bucket is full. threats.md section 4.
+# Newcomers remembered while their bucket is full: half a bucket. A guess.
 REPLACEMENTS_MAX = 10
-# threats.md section 4.
+# As geth limits its table: two and ten nodes of one /24.
 SUBNET_PER_BUCKET_MAX = 2
 SUBNET_PER_TABLE_MAX = 10
 # A member that gave a sign of life so recently is not probed: a stream of newcomers costs one probe per

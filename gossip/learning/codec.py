@@ -1,9 +1,9 @@
 """float32 vectors as bytes: exact ("f32"), or block-wise 8 or 4 bit integers ("int8", "int4").
 
 Each block of 64 values has one float32 scale, max|v| / 127 or / 7; values are rounded to nearest
-(reference/algorithms.md section 7: stochastic rounding is for one-way pushes, where a lost average is not
-conserved). A payload is all scales, then all codes, little-endian, without a header: the receiver knows codec
-and length from its own manifest, and anything of another length is refused.
+(stochastic rounding is for one-way pushes, where a lost average is not conserved; docs/learning.md). A payload
+is all scales, then all codes, little-endian, without a header: the receiver knows codec and length from its own
+manifest, and anything of another length is refused.
 
 `block_scales`, `quantise` and `dequantise` are the arithmetic, written once over an array namespace `xp`
 (numpy or jax.numpy), so that the daemon and a whole network on an accelerator round alike. The rest is numpy
@@ -22,7 +22,7 @@ from gossip.errors import LocalError, Reason, RemoteError
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Array: TypeAlias = Any  # float32 of numpy or jax.numpy, whichever namespace `xp` is
 
-# reference/algorithms.md section 7. One scale costs half a bit per value; larger blocks let one outlier
+# One scale costs half a bit per value; larger blocks let one outlier
 # coarsen more.
 BLOCK = 64
 

@@ -1,6 +1,6 @@
 """ShardPair: antisymmetric pairwise exchange of one shard, as pure functions.
 
-Source: reference/algorithms.md, section 1.2.
+Equations, and what they conserve: docs/learning.md.
 
     1. i -> j   a = Q(x_i - A)
     2. j        d = x̂_i - x_j;  c = C(d) · min(1, τ/|C(d)|);  x_j += c/2;  reply c

@@ -24,7 +24,7 @@ from gossip.learning.task import Leaf, Schema, Task, run_info
 Pytree: TypeAlias = Any
 Metrics: TypeAlias = dict[str, float]
 
-# Of the default optimiser, plain SGD: the rate of algorithms.md section 5.1. Tasks should bring their own.
+# Of the default optimiser, plain SGD: fits small networks on digits. Tasks should bring their own.
 _SGD_RATE = 0.1
 
 

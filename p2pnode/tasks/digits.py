@@ -23,7 +23,7 @@ HIDDEN = 64
 # four seeds).
 BATCH = 32
 RATE = 0.2
-TRAIN_ROWS = 1437  # of 1797: the split of algorithms.md section 5.1
+TRAIN_ROWS = 1437  # of 1797: four fifths
 _SPLIT_SEED = 0
 _PIXEL_MAX = 16.0
 

@@ -1,4 +1,4 @@
-"""A crowd of strangers at the port of a working daemon, over real sockets (threats.md T31)."""
+"""A crowd of strangers at the port of a working daemon, over real sockets (docs/security.md, T31)."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: what the store acknowledged is there afterwards (threats.md T39)."""
+"""SIGKILL at random moments: what the store acknowledged is there afterwards (docs/security.md, T39)."""
 
 import os
 import random

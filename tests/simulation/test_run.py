@@ -101,7 +101,7 @@ def test_the_digest_is_the_same_in_every_process_and_another_for_another_seed(re
     assert run(scenario(), 8, central=False).digest != report.digest
 
 
-# --- mixing, with training switched off (algorithms.md sections 4 and 6) --------------------------
+# --- mixing, with training switched off (docs/learning.md) --------------------------
 
 
 class Memoryless(random.Random):

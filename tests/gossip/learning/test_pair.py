@@ -1,4 +1,4 @@
-"""The arithmetic of ShardPair against algorithms.md section 4: exact factors, by enumeration instead of
+"""The arithmetic of ShardPair against docs/learning.md: exact factors, by enumeration instead of
 sampling.
 
 E V'/V over uniformly random pairs is the mean over all pairs, so a handful of learners gives the expectation
@@ -146,7 +146,7 @@ def test_the_sum_is_conserved_for_every_codec_and_clip(x: np.ndarray, codec: str
 
 @pytest.mark.parametrize(("codec", "floor"), [("int8", 4e-7), ("int4", 1.4e-4)])
 def test_quantised_exchange_reaches_the_known_floor(codec: str, floor: float) -> None:
-    # algorithms.md section 1.2: n = 32, d = 1000, 750 exchanges. An exact exchange reaches 5.6e-11.
+    # docs/learning.md: n = 32, d = 1000, 750 exchanges. An exact exchange reaches 5.6e-11.
     x = np.random.default_rng(5).standard_normal((32, 1000)).astype(np.float32)
     swarm = learners(x)
     before = spread(swarm)
