@@ -10,9 +10,13 @@ Self-centred: all yardsticks are our own. Checked in this order (finiteness befo
 Clipping bounds magnitude only: a slow poisoner still moves us by half the limit at each contact.
 """
 
+from typing import Any, TypeAlias
+
 from gossip.config import ExchangeConfig
 from gossip.errors import Reason
 from gossip.events import JobRefused
+
+Scalar: TypeAlias = Any  # a float, or float32 arrays of any one shape
 
 # With so few accepted distances there is no history: the first contacts of a young node say little about the
 # next. A guess; more would leave a node longer without limits.
@@ -39,57 +43,96 @@ _CLIP_SLACK = 2e-6
 _INFINITY = float("inf")
 
 
+class _Floats:
+    """What the limits need of an array namespace, for one node's plain floats; numpy costs ten times as much."""
+
+    maximum = staticmethod(max)
+
+    @staticmethod
+    def where(condition: bool, yes: float, no: float) -> float:
+        return yes if condition else no
+
+
+# --- limits: pure, over floats or over jax.numpy, so that a whole network on an accelerator judges alike ------
+
+
+def clip_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, mean: Scalar, own: Scalar) -> Scalar:
+    """Return the largest norm of a change that we accept; infinity while there is no history.
+
+    Args:
+        xp: jax.numpy; Gate gives plain floats and their own namespace.
+        config: Its factors.
+        count, mean: The history: accepted distances so far, and their running mean.
+        own: Our distance from the reference, |x - A|.
+    """
+    limit = config.clip_factor * xp.maximum(mean, _MEAN_FLOOR * own)
+    return xp.where(count < _HISTORY_MIN, _INFINITY, limit)
+
+
+def state_limit(config: ExchangeConfig, *, size: int, own: Scalar) -> Scalar:
+    """Return the largest distance from the reference that an offered state of `size` values may have."""
+    return config.norm_factor * (own + _NORM_FLOOR_RMS * size**0.5)
+
+
+def distance_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, mean: Scalar, own: Scalar) -> Scalar:
+    """Return the largest distance from our own state that an offered one may have; arguments as clip_limit."""
+    limit = config.distance_factor * xp.maximum(mean, _MEAN_FLOOR * own)
+    return xp.where(count < _HISTORY_MIN, _INFINITY, limit)
+
+
+def change_limit(xp: Any, config: ExchangeConfig, *, size: int, own: Scalar, declared: Scalar) -> Scalar:
+    """Return the largest norm of a change that may answer an offer for which we declared a clip limit."""
+    # |c| = |x̂ - x_j| is at most the sum of two distances from the reference, ours and an acceptable one.
+    unlimited = own + state_limit(config, size=size, own=own)
+    return xp.where(declared == _INFINITY, unlimited, declared) * (1 + _CLIP_SLACK_RELATIVE) + _CLIP_SLACK
+
+
+def remembered(xp: Any, *, count: Scalar, mean: Scalar, distance: Scalar) -> tuple[Scalar, Scalar]:
+    """Return count and mean after the norm of one more accepted change."""
+    count = count + 1
+    return count, mean + xp.maximum(_RATE, 1 / count) * (distance - mean)
+
+
 class Gate:
     """The history of one shard at one node. All arguments are Euclidean norms over the shard, not negative.
 
     `own` is always our distance from the reference, |x - A|.
     """
 
-    __slots__ = ("_clip_factor", "_distance_factor", "_norm_factor", "_norm_floor", "count", "mean")
+    __slots__ = ("_config", "_size", "count", "mean")
 
     def __init__(self, config: ExchangeConfig, size: int) -> None:
-        self._clip_factor = config.clip_factor
-        self._distance_factor = config.distance_factor
-        self._norm_factor = config.norm_factor
-        self._norm_floor = _NORM_FLOOR_RMS * size**0.5
+        self._config = config
+        self._size = size
         self.count = 0  # accepted distances so far
         self.mean = 0.0  # of them
 
     def clip_limit(self, own: float) -> float:
         """Return the largest norm of a change that we accept; infinity while there is no history."""
-        if self.count < _HISTORY_MIN:
-            return _INFINITY
-        return self._clip_factor * max(self.mean, _MEAN_FLOOR * own)
+        limit: float = clip_limit(_Floats, self._config, count=self.count, mean=self.mean, own=own)
+        return limit
 
     def state(self, own: float, offered: float) -> JobRefused | None:
         """Judge an offered state by its distance from the reference; None: accepted."""
-        limit = self._norm_factor * (own + self._norm_floor)
+        limit = state_limit(self._config, size=self._size, own=own)
         if offered <= limit:
             return None
         return JobRefused(Reason.TOO_LARGE_NORM, f"norm {offered:.3g} of the delta exceeds {limit:.3g}")
 
     def distance(self, own: float, distance: float) -> JobRefused | None:
         """Judge an offered state by its distance from our own; None: accepted."""
-        if self.count < _HISTORY_MIN:
-            return None
-        limit = self._distance_factor * max(self.mean, _MEAN_FLOOR * own)
+        limit = distance_limit(_Floats, self._config, count=self.count, mean=self.mean, own=own)
         if distance <= limit:
             return None
         return JobRefused(Reason.TOO_DISTANT, f"distance {distance:.3g} exceeds {limit:.3g}")
 
     def change(self, own: float, norm: float, declared: float) -> JobRefused | None:
         """Judge the change that a responder sent back against the limit that we declared; None: accepted."""
-        if declared == _INFINITY:
-            # |c| = |x̂ - x_j| is at most the sum of two distances from the reference, ours and an acceptable
-            # one.
-            declared = own + self._norm_factor * (own + self._norm_floor)
-        if norm <= declared * (1 + _CLIP_SLACK_RELATIVE) + _CLIP_SLACK:
+        limit = change_limit(_Floats, self._config, size=self._size, own=own, declared=declared)
+        if norm <= limit:
             return None
-        return JobRefused(
-            Reason.TOO_LARGE_NORM, f"change of norm {norm:.3g} exceeds our limit {declared:.3g}"
-        )
+        return JobRefused(Reason.TOO_LARGE_NORM, f"change of norm {norm:.3g} exceeds our limit {limit:.3g}")
 
     def accepted(self, distance: float) -> None:
         """Remember the norm of an accepted change: what was clipped away must not widen the limits."""
-        self.count += 1
-        self.mean += max(_RATE, 1 / self.count) * (distance - self.mean)
+        self.count, self.mean = remembered(_Floats, count=self.count, mean=self.mean, distance=distance)

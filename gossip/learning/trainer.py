@@ -75,13 +75,13 @@ class Trainer:
         state = jax.eval_shape(lambda: self._optimizer.init(self._floats(jnp.asarray(self.genesis))))
         blank, self._state_tree = jax.tree_util.tree_flatten(state)
         # Where a learner has no optimiser state yet: zeros, which the compiled function replaces.
-        self._blank = tuple(np.zeros(leaf.shape, leaf.dtype) for leaf in blank)
-        self._train = jax.jit(jax.vmap(self._train_one))
-        self._evaluate = jax.jit(jax.vmap(self._evaluate_one, in_axes=(0, None)))
+        self.blank_state = tuple(np.zeros(leaf.shape, leaf.dtype) for leaf in blank)
+        self._train = jax.jit(jax.vmap(self.train_one))
+        self._evaluate = jax.jit(jax.vmap(self.evaluate_one, in_axes=(0, None)))
 
     # --- for one learner, under jit ------------------------------------------------------------------
 
-    def _train_one(
+    def train_one(
         self,
         vector: jax.Array,  # (values,) float32
         state: tuple[jax.Array, ...],
@@ -90,7 +90,7 @@ class Trainer:
         node: jax.Array,  # () uint32
         step: jax.Array,  # () uint32
     ) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array]:
-        """Return (change of the vector, new state, mean loss)."""
+        """Return (change of the vector, new state, mean loss). For `vmap`: simulation/fleet.py trains by it, too."""
         floats = self._floats(vector)
         started = jax.tree_util.tree_leaves(self._optimizer.init(floats))
         leaves = [jnp.where(fresh, new, old) for new, old in zip(started, state, strict=True)]
@@ -111,7 +111,7 @@ class Trainer:
         change = self._vector(floats) - vector
         return change, tuple(jax.tree_util.tree_leaves(end)), jnp.mean(losses.astype(jnp.float32))
 
-    def _evaluate_one(
+    def evaluate_one(
         self, vector: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         loss, metrics = self.task.loss(self._whole(self._floats(vector)), batch, self._key)
@@ -167,7 +167,7 @@ class Trainer:
 
     def _run_lanes(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]:
         lanes = [*inputs, *[inputs[0]] * (self.lanes - len(inputs))]
-        states = [self._blank if given.optimiser is None else given.optimiser for given in lanes]
+        states = [self.blank_state if given.optimiser is None else given.optimiser for given in lanes]
         change, state, losses = self._train(
             _stack([given.params for given in lanes]),  # (lanes, values)
             tuple(_stack(leaves) for leaves in zip(*states, strict=True)),
