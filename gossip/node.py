@@ -184,7 +184,7 @@ class Node:
         self._refused_by_peers: dict[str, int] = {}
         self._lost_frames = 0
         learning = config.learning
-        self._deadlines.set(("start",), now)
+        self._deadlines.set(("bootstrap",), now)
         self._deadlines.set(("refresh",), now + config.dht.refresh_interval_s * rng.uniform(0.8, 1.2))
         self._deadlines.set(("rotate",), now + ROTATE_S * rng.uniform(0.8, 1.2))
         if learning.save_interval_s > 0:
@@ -367,7 +367,8 @@ class Node:
             case wire.Hello():
                 self._greeted(peer, message, now, out)
             case wire.Bye():
-                out.append(Drop(peer, "the peer said goodbye"))
+                # It says why it closes; whoever runs this node should read it.
+                out.append(Drop(peer, f"the peer said goodbye: {ascii(message.reason[:120])[1:-1]}"))
 
     def _greeted(self, peer: NodeId, hello: wire.Hello, now: float, out: list[Effect]) -> None:
         contact = self._directory.introduce(hello.record, peer, now, out)
@@ -489,7 +490,7 @@ class Node:
                 out.append(Drop(peer, "it did not introduce itself"))
             case ("walk",):
                 self._walk(now, out)
-            case ("bootstrap",) | ("start",):
+            case ("bootstrap",):
                 self._dial_bootstrap(now, out)
             case ("refresh",):
                 self._directory.refresh(now, out)

@@ -25,6 +25,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "house")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite",
+        action="store_true",
+        help="write tests/transcripts/*.txt anew; commit only what you can explain",
+    )
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root: the folder of pyproject.toml."""
