@@ -349,9 +349,10 @@ class Directory:
         for kind in (PeerRecord, ProviderRecord):
             try:
                 open_record(record, self._network, kind)
-                valid = True
             except RemoteError:  # of the other kind, or false: then the other kind refuses it too
                 continue
+            valid = True
+            break
         self._verified[record] = valid
         if len(self._verified) > PARSED_MAX:
             del self._verified[next(iter(self._verified))]

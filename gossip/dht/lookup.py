@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
+from operator import itemgetter
 
 from gossip.dht.ids import NodeId, distance
 from gossip.dht.routing import Contact
@@ -52,8 +53,8 @@ class _Path:
     __slots__ = ("in_flight", "near", "queries")
 
     def __init__(self) -> None:
-        # (distance, node) of all that have not failed, nearest first.
-        self.near: list[tuple[int, NodeId]] = []
+        # (distance, candidate) of all that have not failed, nearest first. No two are equally far.
+        self.near: list[tuple[int, _Candidate]] = []
         self.in_flight: dict[NodeId, float] = {}  # node -> when its query becomes slow
         self.queries = 0
 
@@ -101,13 +102,12 @@ class Lookup:
         asked = []
         for path in self._paths:
             busy = sum(now < slow for slow in path.in_flight.values())
-            for _, node in path.near[: self._k]:
+            for _, candidate in path.near[: self._k]:
                 if busy >= self._alpha or path.queries >= QUERIES_PER_K * self._k:
                     break
-                candidate = self._candidates[node]
                 if candidate.state is _State.FRESH:
                     candidate.state = _State.ASKED
-                    path.in_flight[node] = now + PATIENCE_S
+                    path.in_flight[candidate.contact.node] = now + PATIENCE_S
                     path.queries += 1
                     busy += 1
                     asked.append(candidate.contact)
@@ -147,7 +147,8 @@ class Lookup:
             return
         candidate.state = _State.FAILED
         del candidate.path.in_flight[node]
-        del candidate.path.near[bisect_left(candidate.path.near, (candidate.distance, node))]
+        near = candidate.path.near
+        del near[bisect_left(near, candidate.distance, key=itemgetter(0))]
 
     @property
     def done(self) -> bool:
@@ -157,7 +158,7 @@ class Lookup:
     def _path_done(self, path: _Path) -> bool:
         if path.queries >= QUERIES_PER_K * self._k:
             return not path.in_flight
-        return all(self._candidates[node].state is _State.ANSWERED for _, node in path.near[: self._k])
+        return all(candidate.state is _State.ANSWERED for _, candidate in path.near[: self._k])
 
     def result(self) -> list[Contact]:
         """The `k` nearest that have answered so far, nearest first."""
@@ -190,13 +191,10 @@ class Lookup:
         away = distance(node, self.target)
         if len(path.near) >= CANDIDATES_PER_K * self._k:
             # Who was asked stays: its answer is on the way, or counts.
-            fresh = (i for i in reversed(range(len(path.near))) if self._is_fresh(path.near[i][1]))
+            fresh = (i for i in reversed(range(len(path.near))) if path.near[i][1].state is _State.FRESH)
             last = next(fresh, None)
             if last is None or path.near[last][0] <= away:
                 return
-            del self._candidates[path.near.pop(last)[1]]
-        insort(path.near, (away, node))
-        self._candidates[node] = _Candidate(contact, away, path, depth)
-
-    def _is_fresh(self, node: NodeId) -> bool:
-        return self._candidates[node].state is _State.FRESH
+            del self._candidates[path.near.pop(last)[1].contact.node]
+        candidate = self._candidates[node] = _Candidate(contact, away, path, depth)
+        insort(path.near, (away, candidate))

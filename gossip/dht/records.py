@@ -85,8 +85,7 @@ class SignedRecord(Struct, frozen=True, forbid_unknown_fields=True):
 R = TypeVar("R", bound=PeerRecord | ProviderRecord)
 
 
-@dataclass(frozen=True, slots=True)
-class Peeked(Generic[R]):
+class Peeked(Struct, Generic[R], frozen=True):
     """A well-formed record whose signature nobody has checked: every field may be a lie.
 
     Good for two decisions only: whether to verify it, and whom to dial (the channel then proves the key).
@@ -98,8 +97,7 @@ class Peeked(Generic[R]):
     node: NodeId  # of the owner that the record names
 
 
-@dataclass(frozen=True, slots=True)
-class Opened(Generic[R]):
+class Opened(Struct, Generic[R], frozen=True):
     """A record that its owner signed for this network. Made by `open_record` only."""
 
     record: R
@@ -319,8 +317,11 @@ class RecordStore:
 
     def get(self, place: Key, now: float, *, limit: int, rng: random.Random) -> list[bytes]:
         """A uniformly random sample of the live records of `place`, at most `limit`, as received."""
-        live = [kept.opened.data for kept in self._places.get(place, {}).values() if kept.expires > now]
-        return rng.sample(live, min(limit, len(live)))
+        kept = list(self._places.get(place, {}).values())
+        # Usually nothing here has expired yet, and only the sample is looked at.
+        if self._earliest <= now:
+            kept = [one for one in kept if one.expires > now]
+        return [one.opened.data for one in rng.sample(kept, min(limit, len(kept)))]
 
     def expire(self, now: float) -> int:
         """Remove what has expired; returns how many. Cheap when called before `next_expiry`."""

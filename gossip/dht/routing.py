@@ -21,6 +21,8 @@ from functools import lru_cache
 from math import inf
 from typing import TypeAlias
 
+from msgspec import Struct
+
 from crypto.identity import PublicKey
 from gossip.dht.ids import ID_BITS, NodeId
 
@@ -42,8 +44,7 @@ FORGET_AFTER_S = 900.0
 Subnet: TypeAlias = tuple[int, int]  # (IP version, leading bits as a number)
 
 
-@dataclass(frozen=True, slots=True)
-class Contact:
+class Contact(Struct, frozen=True):
     """A node and how to reach it.
 
     Args:
@@ -76,10 +77,7 @@ class _Entry:
     seen: float = -inf  # last sign of life; -inf: only heard of
     probed: float = -inf  # when `offer` last asked for a probe
     failures: int = 0  # in a row
-
-    @property
-    def live(self) -> bool:
-        return self.seen > -inf and not self.failures
+    live: bool = False  # answered once, and did not fail since
 
 
 class _Bucket:
@@ -196,7 +194,7 @@ class RoutingTable:
         for entries in (bucket.entries, bucket.replacements):
             entry = entries.pop(number, None)
             if entry is not None:
-                entry.seen, entry.failures = now, 0
+                entry.seen, entry.failures, entry.live = now, 0, True
                 entries[number] = entry
 
     def failed(self, node: NodeId, now: float) -> None:
@@ -210,6 +208,7 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
+        entry.live = False
         if entry.failures < FAILURES_MAX:
             return
         if bucket.replacements or now - entry.seen >= FORGET_AFTER_S:
@@ -238,12 +237,13 @@ class RoutingTable:
         number = int.from_bytes(target, "big")
         found: list[Contact] = []
         for group in self._groups(number):
-            near = {}
-            for bucket in group:
-                for other, entry in bucket.entries.items():
-                    if not live or entry.live:
-                        near[number ^ other] = entry
-            found.extend(near[distance].contact for distance in sorted(near))
+            near = {
+                number ^ other: entry.contact
+                for bucket in group
+                for other, entry in bucket.entries.items()
+                if not live or entry.live
+            }
+            found.extend(near[distance] for distance in sorted(near))
             if len(found) >= count:
                 break
         return found[:count]
