@@ -110,7 +110,8 @@ def _told(report: "Report") -> str:
     """The report for people."""
     accuracy = report.accuracy
     speed = report.virtual_s / report.wall_s
-    rate = report.node_updates / report.wall_s
+    settled = report.settled
+    rate = settled.node_updates / settled.wall_s
 
     def counted(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
@@ -127,7 +128,10 @@ def _told(report: "Report") -> str:
         ("refused", counted(report.refused)),
         ("checks", f"{report.checks}, none failed" if report.checks else "not made"),
         ("time", f"{report.virtual_s:g} virtual s in {report.wall_s:.1f} s: {speed:.1f} times real time"),
-        ("speed", f"{report.events / report.wall_s:.0f} events/s, {rate:.0f} node-updates/s"),
+        (
+            "speed",
+            f"{settled.events / settled.wall_s:.0f} events/s, {rate:.0f} node-updates/s in the second half",
+        ),
         ("digest", report.digest),
     ]
     return "\n".join(f"{name:<20}{text}" for name, text in lines)
