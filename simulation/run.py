@@ -172,7 +172,8 @@ def run(
     parts = RealParts(scenario, seeds)
     parts.warm_up()
     world = World(scenario, seeds, parts, replay=replay, check=check)
-    # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few.
+    # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few
+    # (lookups of the DHT that ended): between two stretches is soon enough, and only among the new objects.
     gc.collect()
     gc.disable()
     try:
@@ -211,6 +212,7 @@ def _stretch(world: World, until: float, progress: Callable[[World], None] | Non
     while world.now < until:
         begun = perf_counter()
         world.run(min(world.now + every_s, until))
+        gc.collect(0)
         wall_s += perf_counter() - begun
         if progress is not None:
             progress(world)

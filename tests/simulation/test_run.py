@@ -63,6 +63,8 @@ def test_a_run_tells_what_happened(report: Any) -> None:
     assert 0 < report.accuracy.worst <= report.accuracy.mean <= 1
     assert 0.5 < report.accuracy.central <= 1
     assert report.consensus > 0
+    assert report.settled.virtual_s == 7.0
+    assert 0 < report.settled.node_updates < report.node_updates
 
 
 def test_every_kind_of_fault_struck_and_was_counted(report: Any) -> None:
