@@ -48,6 +48,8 @@ class Classifier:
         hidden: Width of the hidden layer (ReLU); 0: none.
         batch: Rows in one training batch. Fewer rows than that are repeated.
         rate: Learning rate of SGD.
+        cooling_steps: The rate falls in a straight line to zero over so many steps; 0: it stays. Nodes stop at their
+            own time, and whoever trains last pulls the average towards its own rows; a cold end has no last word.
 
     Raises:
         LocalError: no rows, or a number out of range.
@@ -64,12 +66,14 @@ class Classifier:
         hidden: int,
         batch: int,
         rate: float,
+        cooling_steps: int = 0,
     ) -> None:
         if not len(train) or not len(test):
             raise LocalError(f"expected rows to train on and to test on, got {len(train)} and {len(test)}")
-        if batch < 1 or hidden < 0 or not 0 < rate < float("inf"):
+        if batch < 1 or hidden < 0 or cooling_steps < 0 or not 0 < rate < float("inf"):
             raise LocalError(
-                f"expected batch >= 1, hidden >= 0 and a positive rate, got {batch}, {hidden} and {rate}"
+                "expected batch >= 1, hidden >= 0, cooling_steps >= 0 and a positive rate, got "
+                f"{batch}, {hidden}, {cooling_steps} and {rate}"
             )
         self.name = name
         self.version = version
@@ -79,6 +83,7 @@ class Classifier:
         self._hidden = hidden
         self._batch = batch
         self._rate = rate
+        self._cooling_steps = cooling_steps
 
     def init(self, key: Any) -> dict[str, dict[str, Any]]:
         """Return weights uniform in +-sqrt(6 / inputs) (He et al. 2015), biases zero; the last layer all
@@ -122,6 +127,8 @@ class Classifier:
         """Return plain SGD: no state that would differ between peers, and nothing to tune but the rate."""
         import optax
 
+        if self._cooling_steps:
+            return optax.sgd(optax.linear_schedule(self._rate, 0.0, self._cooling_steps))
         return optax.sgd(self._rate)
 
     def batches(self, split: Split, seed: int) -> Iterator[dict[str, npt.NDArray[Any]]]:

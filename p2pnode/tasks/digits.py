@@ -36,8 +36,10 @@ def make(
     alpha: float | None = None,
     seed: int = 0,
     model: str = "mlp",
+    hidden: int = HIDDEN,
     batch: int = BATCH,
     lr: float = RATE,
+    cooling_steps: int = 0,
 ) -> Classifier:
     """Return the task of one node.
 
@@ -47,9 +49,11 @@ def make(
         partition: How they are divided (partition.KINDS); default: dirichlet where alpha is given, else iid.
         alpha: Of Dirichlet: 100 gives nearly equal parts, 0.1 very unequal ones. Default there 0.5.
         seed: Of the division; the same on all nodes.
-        model: mlp (64-64-10) or logistic.
+        model: mlp (64-64-10 unless `hidden` says otherwise) or logistic.
+        hidden: Width of the mlp's hidden layer.
         batch: Rows in a training batch.
         lr: Learning rate of SGD.
+        cooling_steps: The rate falls to zero over so many steps; 0: it stays.
 
     Raises:
         LocalError: an argument out of range, or more parts than rows.
@@ -66,9 +70,10 @@ def make(
         train=train.take(_parts(kind, parts, seed, alpha)[part]),
         test=test,
         classes=CLASSES,
-        hidden=HIDDEN if model == "mlp" else 0,
+        hidden=hidden if model == "mlp" else 0,
         batch=batch,
         rate=lr,
+        cooling_steps=cooling_steps,
     )
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -73,3 +75,18 @@ def test_progress_is_shown_for_whatever_is_known(status: dict[str, Any]) -> None
     statuses = [status, {"round": 3, "peers": 4, "initiated": 9, "loss": 0.5, "refused": {"busy": 2}}]
     assert demo.progress_line("learning", statuses) == "learning: rounds – 3; peers – 4; exchanges 9"
     assert all(line.isprintable() for line in printed(demo.progress_view("learning", statuses)).splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_a_new_child_is_known(number: signal.Signals) -> None:
+    """Otherwise Ctrl-C between a child's birth and our noting it leaves a process behind."""
+    steps = []
+    before = signal.getsignal(number)
+    with demo.Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.held():
+            os.kill(os.getpid(), number)
+            steps.append("noted")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert steps == ["noted"]
+    assert signal.getsignal(number) is before
