@@ -82,10 +82,15 @@ def test_an_interrupt_waits_until_a_new_child_is_known(number: signal.Signals) -
     """Otherwise Ctrl-C between a child's birth and our noting it leaves a process behind."""
     steps = []
     before = signal.getsignal(number)
-    with demo.Interrupts() as interrupts:
-        with pytest.raises(KeyboardInterrupt), interrupts.held():
+
+    def born(interrupts: demo.Interrupts) -> None:
+        with interrupts.held():
             os.kill(os.getpid(), number)
             steps.append("noted")
+
+    with demo.Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            born(interrupts)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert steps == ["noted"]
