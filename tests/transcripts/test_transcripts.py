@@ -26,6 +26,7 @@ import pytest
 from gossip import wire
 from gossip.config import Config
 from gossip.dht.ids import NodeId
+from gossip.errors import RemoteError
 from gossip.events import (
     Adopt,
     Adopted,
@@ -198,7 +199,10 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
         return f"{key}={int.from_bytes(value, 'big')}"
 
     def _frame(self, frame: bytes) -> str:
-        return self._message(wire.decode(frame))
+        try:
+            return self._message(wire.decode(frame))
+        except RemoteError as error:
+            return f"{len(frame)} bytes that are no message ({error.detail})"
 
     def _message(self, message: wire.AnyMessage) -> str:
         match message:
@@ -417,14 +421,6 @@ def malformed(net: Told, quiet: Config) -> None:
     ana, bo = _pair(net, quiet)
     net.wire = lambda source, target, frame: [frame[:-1]] if source is bo else [frame]
     net.say("The last byte of whatever Bo sends is cut off.")
-
-    def frame(data: bytes, decoded: Callable[[bytes], str] = net._frame) -> str:
-        try:
-            return decoded(data)
-        except wire.RemoteError as error:
-            return f"{len(data)} bytes that are no message ({error.detail})"
-
-    net._frame = frame  # type: ignore[method-assign]
     net.offer(bo, ana)
     net.run(1.0)
     net.say("Bo's next round comes while he is not welcome.")
