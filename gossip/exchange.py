@@ -65,6 +65,8 @@ MARKS_MAX = 65536
 AGE_MAX = 2**53
 # Offers being worked on at the same time; more are answered "busy". Bounds the memory held by payloads to 32 MiB.
 INCOMING_MAX = 8
+# Offers that are over and may still be heard of, ours and withdrawn ones: those of the last minute or so. A guess.
+CLOSED_MAX = 64
 EMPTY_HASH = hashlib.sha256(b"").digest()
 
 
@@ -138,6 +140,7 @@ class Exchanges:
         self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
         self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
         self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
+        self._closed: dict[bytes, None] = {}  # offers, by the hash of their header, that are over
         # Smoothed time to an answer and its deviation (Jacobson 1988, as in RFC 6298), so that nobody has to guess.
         self._answer_s = 0.0
         self._answer_s_deviation = 0.0
@@ -209,8 +212,8 @@ class Exchanges:
         if known is not None and known[0] == peer:
             out.append(Send(peer, known[1]))
             return
-        if any(incoming.hash == digest for incoming in self._incoming.values()):
-            return  # a repetition of the offer we are working on
+        if digest in self._closed or any(incoming.hash == digest for incoming in self._incoming.values()):
+            return  # a repetition of the offer that we are working on, or that was withdrawn for ours
         header = wire.decode_offer_header(message.header)
         self._check_parties(key, header.author, header.to)
         self._check_signature(key, Purpose.OFFER, message.header, message.signature)
@@ -235,6 +238,7 @@ class Exchanges:
         if not ready:
             raise RemoteError(Reason.NOT_READY, "this node is leaving")
         if self._crossed(peer, header.shard):
+            self._close(digest)
             return
         if len(self._incoming) >= INCOMING_MAX:
             raise RemoteError(Reason.BUSY, f"{INCOMING_MAX} other offers are being worked on")
@@ -264,6 +268,8 @@ class Exchanges:
     ) -> None:
         """A reply arrived. Raises RemoteError for whatever is wrong with it; we go on waiting then."""
         header = wire.decode_reply_header(message.header)
+        if header.offer in self._closed:
+            return  # a second copy of the reply, because the offer was repeated; or too late, and counted as that
         shard, outgoing = self._question(peer, header)
         self._check_parties(key, header.author, header.to)
         self._check_signature(key, Purpose.REPLY, message.header, message.signature)
@@ -482,8 +488,14 @@ class Exchanges:
 
     def _end(self, shard: int, reason: Reason | None, *, crossed: bool = False) -> None:
         outgoing = self._outgoing.pop(shard)
+        self._close(outgoing.hash)
         self._deadlines.clear(("exchange", shard))
         self.ended.append(Ended(outgoing.peer, shard, reason, crossed))
+
+    def _close(self, offer: bytes) -> None:
+        self._closed[offer] = None
+        if len(self._closed) > CLOSED_MAX:
+            del self._closed[next(iter(self._closed))]
 
     def _compute(self, shard: int, job: Job, out: list[Effect]) -> None:
         ticket = self._tickets()
