@@ -68,7 +68,7 @@ WAKES_AT_ONCE_MAX = 1000
 
 # Kinds of heap entries.
 _FRAME = 0  # (link, frame)
-_WAKE = 1
+_WAKE = 1  # (life, None)
 _TRAINED = 2  # (ticket, training job)
 _JOB = 3  # (ticket, job)
 _CALL = 4  # (what to do, None)
@@ -147,7 +147,7 @@ class Host:
         "saved",
         "slowness",
         "train_s",
-        "wake",
+        "wakes",
         "wakes_at_once",
         "worker",
     )
@@ -165,7 +165,8 @@ class Host:
         self.saved: bytes | None = None  # what Save wrote
         self.links: dict[NodeId, Link] = {}
         self.life = 0  # counts starts of the program; what was under way in an earlier life is void
-        self.wake = inf  # date of the wake-up that is in the heap
+        # Dates of the wake-ups in the heap, the next one last: a deadline is pushed only where it is earlier than all.
+        self.wakes: list[float] = [inf]
         self.wakes_at_once = 0
         self.doomed = False  # dies in the middle of the next list of effects
 
@@ -262,7 +263,7 @@ class World:
             if kind == _FRAME:
                 self._arrive(host, first, second)
             elif kind == _WAKE:
-                if date == host.wake:
+                if first == host.life:
                     self._wake(host)
             elif kind == _CALL:
                 first()
@@ -311,7 +312,7 @@ class World:
             else:
                 return
         host.life += 1
-        host.wake = inf
+        host.wakes = [inf]
         host.worker = self._parts.worker(host)
         host.core = self._parts.core(host, seeds=self.seeds, now=self.now)
         self._deliver(host, Join(self._known(host)))
@@ -373,16 +374,15 @@ class World:
     def _wake(self, host: Host) -> None:
         core = host.core
         assert core is not None, "wake-ups of a dead program are void"
-        host.wake = inf
+        host.wakes.pop()
         deadline = core.deadline
         if deadline <= self.now:
             host.wakes_at_once += 1
             if host.wakes_at_once > WAKES_AT_ONCE_MAX:
                 raise LocalError(f"node {host.index} wants to be woken again and again at {self.now} s")
             self._deliver(host, Woken())
-        elif deadline < inf:  # it has moved since the wake-up was set
-            host.wake = deadline
-            self._push(deadline, _WAKE, host, None, None)
+        elif deadline < host.wakes[-1]:  # it has moved since the wake-up was set
+            self._push_wake(host, deadline)
 
     def _deliver(self, host: Host, event: Event) -> None:
         """Gives a running node one event, then the results of the work it orders that takes no time."""
@@ -426,13 +426,12 @@ class World:
             event = ready[position]
             position += 1
         deadline = core.deadline
-        if deadline < host.wake:
-            if deadline > now:
-                host.wakes_at_once = 0
-            else:
-                deadline = now
-            host.wake = deadline
-            self._push(deadline, _WAKE, host, None, None)
+        if deadline > now:
+            host.wakes_at_once = 0
+        else:
+            deadline = now
+        if deadline < host.wakes[-1]:
+            self._push_wake(host, deadline)
 
     # --- effects out ------------------------------------------------------------------------------------
 
@@ -582,7 +581,6 @@ class World:
         host.worker = None
         host.doomed = False
         host.life += 1
-        host.wake = inf
         links, host.links = host.links, {}
         for link in links.values():
             self._notify(link, link.b if link.a is host else link.a, host, noticed_after_s)
@@ -592,6 +590,10 @@ class World:
     def _push(self, date: float, kind: int, host: Host, first: Any, second: Any) -> None:
         self._sequence += 1
         heappush(self._heap, (date, self._sequence, kind, host, first, second))
+
+    def _push_wake(self, host: Host, deadline: float) -> None:
+        host.wakes.append(deadline)
+        self._push(deadline, _WAKE, host, host.life, None)
 
     def _later(self, delay: float, host: Host, call: Deferred) -> None:
         self._push(self.now + delay, _CALL, host, call, None)
