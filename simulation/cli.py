@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from simulation.fleet_command import fleet
 from simulation.scenario import ScenarioError, describe, load, shipped
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Many p2pnode peers in one process, on a simulated network, repeatable from a seed."""
+
+
+main.add_command(fleet)
 
 
 @main.command("list")

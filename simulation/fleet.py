@@ -1,13 +1,13 @@
 """The fleet: learning only, the whole network as one XLA program, 10^4 nodes on two cores and 10^6 on an accelerator.
 
 The second engine of the simulator. The world runs the whole protocol of some hundred nodes; here there is no message,
-no signature, no clock: a round trains every node and deals all of them into pairs twice (fleet_network.py). What a
+no signature, no clock: a round trains every node and deals all of them into pairs twice (`fleet_network`). What a
 node computes is the same in both: `Trainer.train_one`, `pair`, `codec` and `gate`.
 
-Layout. A node is a row. Weights are one array (2 * slots, values): a wave reads rows of one half in random order and
-writes the other half in order, so that every pair lies together and a row moves through memory once. Nodes have no
-place of their own; each slot knows whom it holds. Read-outs and optimiser states move in the first wave only. Chunks
-of `lanes` pairs bound what lies between (batches, gradients), which fits into a cache, or into an accelerator.
+Layout. A node is a row. Weights are one array (2 * slots, values), read-outs another: a round reads the rows of one
+half in random order and writes the other half in order, so that partners lie together and a row moves through memory
+once. Nodes have no place of their own; each slot knows whom it holds. Chunks of `lanes` pairs bound what lies between
+(batches, gradients), which fits into a cache, or into an accelerator.
 
 Devices. Slots are divided among the devices of a mesh; once a round they are dealt anew over all of them (one
 all-to-all), and then everybody meets partners on the own device. Whether the devices belong to one process or to
@@ -20,29 +20,28 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, nan
 from time import perf_counter
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from msgspec import Meta, Struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gossip.config import ExchangeConfig, LearningConfig
+from gossip.config import LearningConfig
 from gossip.errors import LocalError
 from gossip.learning.codec import CODECS
 from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
 from p2pnode.tasks.partition import divide
-from simulation.fleet_network import Attack, End, Outcome, Rules, deal, exchange, lie, shuffled
-from simulation.network import Probability
+from simulation.fleet_network import End, Outcome, Rules, deal, exchange, lie, shuffled
+from simulation.fleet_settings import FleetAccuracy, FleetReport, FleetSettings, Point
 from simulation.seeds import Seeds
 
-# Pairs in one chunk. 256 pairs of logistic regressions are 1.3 MB of weights: they stay in a cache of the processor
-# between reading and writing. An accelerator wants work for all its lanes.
-LANES_CPU = 256
+# Pairs in one chunk. 512 pairs of logistic regressions are 2.7 MB of weights: they stay in a cache of the processor
+# between reading and writing; with 64 pairs the start of 30 small kernels costs more than their work.
+# An accelerator wants work for all its lanes.
+LANES_CPU = 512
 LANES_ACCELERATOR = 16384
 
 # A node has at least so many rows; where there are more nodes than that allows, several hold the same rows.
@@ -58,92 +57,35 @@ _STRIDES = 8
 MEASURED_MAX = 65536
 
 _AXIS = "nodes"
+_SHARED_OUT = PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]  # a part for each device
+_EVERYWHERE = PartitionSpec()  # type: ignore[no-untyped-call]  # the same on all devices
 _QUANTILES = (0.1, 0.5, 0.9)
 
 Key: TypeAlias = jax.Array
-Count: TypeAlias = Annotated[int, Meta(ge=1)]
-
-
-class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One experiment of the fleet. Probabilities are per node and round, or per leg of an exchange."""
-
-    nodes: Annotated[int, Meta(ge=2, le=2**30)] = 500
-    rounds: Count = 500
-    task: str = "digits"
-    # Of the task's factory. `partition`, `alpha` and `seed` of it divide the rows, as in the world.
-    args: dict[str, Any] = {}
-    local_steps: Count = 1
-    readout_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    codec: str = "f32"
-    # None: a gate stands wherever there are attackers. Among honest nodes it refuses nobody and seldom clips.
-    gate: bool | None = None
-    exchange: ExchangeConfig = ExchangeConfig()
-    loss: Probability = 0.0  # of one leg
-    # An offer is late: it tells the weights as they were one training (first wave) or one exchange (second) ago.
-    late: Probability = 0.0
-    churn: Probability = 0.0  # a node leaves
-    away_rounds: Annotated[float, Meta(ge=1)] = 10.0  # how long on average
-    stragglers: Probability = 0.0  # share of nodes that are slow
-    slowness: Annotated[float, Meta(ge=1)] = 4.0  # how many rounds one of their rounds takes, on average
-    attackers: Probability = 0.0  # share of nodes that lie about their weights
-    attack: Attack = "flip"
-    # Measure after so many rounds, and at the end.
-    every: Count = 50
-    sample: Count = 256  # nodes measured on the way
-    seed: Annotated[int, Meta(ge=0)] = 0
-    genesis_seed: Annotated[int, Meta(ge=0)] = 0
-    lanes: Annotated[int, Meta(ge=0)] = 0  # pairs in a chunk; 0: as fits the device
-
-
-class FleetAccuracy(Struct, frozen=True):
-    """On the test rows, in [0, 1], of the read-outs of honest nodes that are up."""
-
-    mean: float
-    worst: float
-    central: float  # one learner with all rows, as many rounds; nan if not measured
-
-
-class Point(Struct, frozen=True):
-    """What was measured on the way, on a sample of the nodes."""
-
-    round: int
-    mean: float
-    worst: float
-    quantiles: tuple[float, ...]  # 10 %, 50 %, 90 %
-    consensus: float
-
-
-class FleetReport(Struct, frozen=True):
-    """What one run came to; `p2psim fleet --json` prints it."""
-
-    task: str
-    seed: int
-    nodes: int
-    rounds: int
-    devices: int
-    node_updates: int  # local training jobs, each with the exchange that its node initiates
-    exchanges: int  # applied by both ends
-    halves: int  # applied by the responder only: the answer was lost or refused
-    refused: int
-    wall_s: float  # of the rounds and the measurements on the way; without compiling and those at the end
-    compile_s: float
-    accuracy: FleetAccuracy
-    measured: int  # nodes behind `accuracy`
-    consensus: float  # of all honest nodes that are up
-    curve: list[Point]
 
 
 class _State(NamedTuple):
-    """One device's share; see the module's docstring. m slots, of which some may be empty."""
+    """One device's share: m slots, of which some may be empty."""
 
-    x: jax.Array  # (2 m, values) float32; between rounds the weights are in the first half
-    slow: tuple[jax.Array, ...]  # each (2 m, ...): read-out, leaves of the optimiser's state
-    at: jax.Array  # (m,) int32: where the slot's node has its row in `slow`
+    # Weights, read-out, leaves of the optimiser's state; each (2 m, ...). Odd rounds begin in the second half.
+    slabs: tuple[jax.Array, ...]
     node: jax.Array  # (m,) int32: whom the slot holds; from `nodes` up: nobody
     jobs: jax.Array  # (m,) uint32: training jobs that it has done
     up: jax.Array  # (m,) bool
-    count: jax.Array  # (m,) float32: history of its gate
+    met: jax.Array  # (m,) float32: history of its gate
     mean: jax.Array  # (m,) float32
+
+
+class _Ends(NamedTuple):
+    """The nodes at one end of a wave of exchanges, in the order of their pairs; each (lanes, ...)."""
+
+    x: jax.Array
+    before: jax.Array  # what a late offer tells
+    active: jax.Array
+    present: jax.Array
+    node: jax.Array
+    met: jax.Array
+    mean: jax.Array
 
 
 class _Rows(NamedTuple):
@@ -201,10 +143,14 @@ class Fleet:
         self._trainer = Trainer(self._task, seed=settings.genesis_seed)
         self.values = self._trainer.schema.values
         if self.values > LearningConfig().shard_values_max:
-            raise LocalError(f"a model of {self.values} values has several shards; the fleet exchanges whole models")
-        self._rows = self._put(_rows(self._task, settings, seeds), P())
-        self._genesis = self._put(np.asarray(self._trainer.genesis), P())
-        self._batch = len(next(iter(next(self._task.batches("train", 0)).values())))
+            raise LocalError(
+                f"a model of {self.values} values has several shards; the fleet exchanges whole models"
+            )
+        self._rows = self._put(_rows(self._task, settings, seeds), _EVERYWHERE)
+        self._genesis = self._put(np.asarray(self._trainer.genesis), _EVERYWHERE)
+        own = len(next(iter(next(self._task.batches("train", 0)).values())))
+        held = ceil(len(self._rows.train["y"]) / len(self._rows.sizes))
+        self._batch = settings.batch or min(own, held)
         gated = settings.gate if settings.gate is not None else settings.attackers > 0
         self._rules = Rules(codec=settings.codec, config=settings.exchange if gated else None)
         self._key = seeds.integer("fleet") % 2**32
@@ -219,58 +165,65 @@ class Fleet:
     def compile(self) -> float:
         """Make the programs; return the seconds it took, with the beginning of the state."""
         begun = perf_counter()
-        spec = _State(*[P(_AXIS)] * len(_State._fields))
-        begin = jax.jit(self._mapped(self._begin, (P(),), spec))
+        spec: Any = _State(*[_SHARED_OUT] * len(_State._fields))  # type: ignore[arg-type]
+        begin = jax.jit(self._mapped(self._begin, (_EVERYWHERE,), spec))
         self._state: _State = begin(self._genesis)
-        whole = (spec, P(), P(), P(), P())
-        rounds = jax.jit(self._mapped(self._run, whole, (spec, P(), P())), donate_argnums=0)
-        measure = jax.jit(self._mapped(partial(self._measure, sample=self._sample(MEASURED_MAX)), whole[:2], P()))
-        one = jnp.int32(1)
+        whole = (spec, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE)
+        rounds = jax.jit(self._mapped(self._run, whole, (spec, _EVERYWHERE, _EVERYWHERE)), donate_argnums=0)
+        measure = jax.jit(
+            self._mapped(
+                partial(self._measure, sample=self._sample(MEASURED_MAX)),
+                (spec, _EVERYWHERE, _EVERYWHERE),
+                _EVERYWHERE,
+            )
+        )
+        one = self._number(1)
         self._rounds = rounds.lower(self._state, self._rows, self._genesis, one, one).compile()
-        self._final = measure.lower(self._state, self._rows).compile()
-        jax.block_until_ready(self._state)
+        self._final = measure.lower(self._state, self._rows, one).compile()
+        jax.block_until_ready(self._state)  # type: ignore[no-untyped-call]
         return perf_counter() - begun
 
     def advance(self, rounds: int) -> tuple[Point, dict[str, int]]:
         """Run so many rounds and measure a sample; one call of the device. After `compile`."""
-        # Committed nowhere: every process gives the same numbers.
         self._state, counts, found = self._rounds(
-            self._state, self._rows, self._genesis, jnp.int32(self.round), jnp.int32(rounds)
+            self._state, self._rows, self._genesis, self._number(self.round), self._number(rounds)
         )
         self.round += rounds
         counts, found = jax.device_get((counts, found))  # waits for the device
-        point = Point(
-            round=self.round,
-            mean=float(found.accuracy),
-            worst=float(found.worst),
-            quantiles=tuple(float(value) for value in found.quantiles),
-            consensus=float(found.consensus),
-        )
-        return point, {name: int(count) for name, count in counts._asdict().items()}
+        return self._point(found), {name: int(count) for name, count in counts._asdict().items()}
 
     def measure(self) -> tuple[Point, int]:
         """Measure all nodes, or MEASURED_MAX of them; return how many, too."""
-        found = jax.device_get(self._final(self._state, self._rows))
-        point = Point(
+        found = jax.device_get(self._final(self._state, self._rows, self._number(self.round)))
+        return self._point(found), int(found.nodes)
+
+    def _point(self, found: _Measured) -> Point:
+        return Point(
             round=self.round,
             mean=float(found.accuracy),
             worst=float(found.worst),
             quantiles=tuple(float(value) for value in found.quantiles),
             consensus=float(found.consensus),
         )
-        return point, int(found.nodes)
 
     def weights(self) -> npt.NDArray[np.float32]:
         """Return the weights of all nodes, by node: shape (nodes, values). Copies them from the device."""
-        return self._by_node(self._state.x)
-
-    def _by_node(self, slab: jax.Array) -> npt.NDArray[np.float32]:
-        rows = np.asarray(slab).reshape(self.devices, 2, self._slots, -1)[:, 0].reshape(-1, self.values)
+        half = self.round % 2
+        rows = np.asarray(self._state.slabs[0]).reshape(self.devices, 2, self._slots, -1)[:, half]
         node = np.asarray(self._state.node)
         found = np.empty((self.settings.nodes, self.values), np.float32)
         real = node < self.settings.nodes
-        found[node[real]] = rows[real]
+        found[node[real]] = rows.reshape(-1, self.values)[real]
         return found
+
+    def central(self) -> float:
+        """Accuracy of one learner with all rows, after as many rounds: same steps, optimiser and read-out."""
+        learning = LearningConfig(
+            local_steps=self.settings.local_steps,
+            readout_decay=self.settings.readout_decay,
+            genesis_seed=self.settings.genesis_seed,
+        )
+        return train_alone(self._task, rounds=self.round, learning=learning).get("accuracy", nan)
 
     def place(self, weights: npt.NDArray[np.float32]) -> None:
         """Give every node weights of its own, shape (nodes, values); after `compile`, before the first round."""
@@ -280,7 +233,9 @@ class Fleet:
         rows[: len(weights)] = weights
         slab = np.zeros((self.devices, 2, self._slots, self.values), np.float32)
         slab[:, 0] = rows.reshape(self.devices, self._slots, self.values)
-        self._state = self._state._replace(x=self._put(slab.reshape(-1, self.values), P(_AXIS)))
+        self._state = self._state._replace(
+            slabs=(self._put(slab.reshape(-1, self.values), _SHARED_OUT), *self._state.slabs[1:])
+        )
 
     # --- the beginning -----------------------------------------------------------------------------------
 
@@ -290,7 +245,7 @@ class Fleet:
         )
         return mapped
 
-    def _put(self, tree: Any, spec: P) -> Any:
+    def _put(self, tree: Any, spec: PartitionSpec) -> Any:
         sharding = NamedSharding(self._mesh, spec)
 
         def put(array: Any) -> jax.Array:
@@ -298,6 +253,10 @@ class Fleet:
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
         return jax.tree_util.tree_map(put, tree)
+
+    def _number(self, number: int) -> jax.Array:
+        placed: jax.Array = self._put(np.int32(number), _EVERYWHERE)
+        return placed
 
     def _sample(self, wanted: int) -> int:
         """Slots of each device that hold about `wanted` nodes in all."""
@@ -308,13 +267,11 @@ class Fleet:
         blank = [jnp.zeros((2 * m, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
         everywhere = jnp.broadcast_to(genesis, (2 * m, self.values))
         return _State(
-            x=everywhere,
-            slow=(everywhere, *blank),
-            at=jnp.arange(m, dtype=jnp.int32),
+            slabs=(everywhere, everywhere, *blank),
             node=jnp.arange(m, dtype=jnp.int32) + m * jax.lax.axis_index(_AXIS).astype(jnp.int32),
             jobs=jnp.zeros(m, jnp.uint32),
             up=jnp.ones(m, bool),
-            count=jnp.zeros(m, jnp.float32),
+            met=jnp.zeros(m, jnp.float32),
             mean=jnp.zeros(m, jnp.float32),
         )
 
@@ -323,6 +280,8 @@ class Fleet:
     def _run(
         self, state: _State, rows: _Rows, genesis: jax.Array, first: jax.Array, count: jax.Array
     ) -> tuple[_State, _Counts, _Measured]:
+        """`count` rounds from number `first` on, and a look at a sample."""
+
         def body(number: jax.Array, carry: tuple[_State, _Counts]) -> tuple[_State, _Counts]:
             state, counts = carry
             state, more = self._round(state, rows, genesis, number)
@@ -330,21 +289,365 @@ class Fleet:
 
         none = _Counts(*[jnp.int32(0)] * 4)
         state, counts = jax.lax.fori_loop(first, first + count, body, (state, none))
-        counts = jax.lax.psum(counts, _AXIS)
-        return state, counts, self._measure(state, rows, sample=self._sample(self.settings.sample))
+        counts = _total(counts)
+        return (
+            state,
+            counts,
+            self._measure(state, rows, first + count, sample=self._sample(self.settings.sample)),
+        )
 
     def _round(
         self, state: _State, rows: _Rows, genesis: jax.Array, number: jax.Array
     ) -> tuple[_State, _Counts]:
-        settings, m = self.settings, self._slots
+        """Every node trains, asks one other and answers one."""
+        m, width = self._slots, 2 * self._lanes
         key = jax.random.fold_in(jax.random.key(self._key), number)
-        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(_AXIS)), 5)
-        # Of `slow`, this round reads one half and writes the other.
-        target = jnp.where(number % 2 == 0, m, 0).astype(jnp.int32)
+        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(_AXIS)), 4)
+        source = self._half(number)
+        target = m - source
         if self.devices > 1:
-            state = self._dealt(keys[0], state, m - target)
-        state = self._moved(keys[1], state)
-        state, first = self._first_wave(keys[2], state, rows, genesis, shuffled(keys[3], m), target)
-        state, second = self._second_wave(keys[4], state, genesis, first)
-        counts = jax.tree_util.tree_map(lambda a, b: jnp.sum(a) + jnp.sum(b), first.counts, second)
-        return state, counts
+            state = self._dealt(keys[0], state, source)
+        if self.settings.churn:
+            draw = jax.random.uniform(keys[1], (m,))
+            up = jnp.where(state.up, draw >= self.settings.churn, draw < 1 / self.settings.away_rounds)
+            state = state._replace(up=up)
+        order = shuffled(keys[2], m)
+        # (chunks, width): each chunk's askers of the first wave, then those of the second
+        items = (
+            jnp.arange(self._chunks, dtype=jnp.int32),
+            jax.random.split(keys[3], self._chunks),
+            order.reshape(self._chunks, width),
+            jax.tree_util.tree_map(lambda array: array[order].reshape(self._chunks, width), state[1:]),
+        )
+
+        def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
+            k, key, slots, small = item
+            moved = tuple(_take(slab, source + slots) for slab in slabs)
+            moved, small, counts = self._chunk(key, moved, small, rows, genesis)
+            slabs = tuple(
+                _write(slab, new, target + k * width) for slab, new in zip(slabs, moved, strict=True)
+            )
+            return slabs, (small, counts)
+
+        if self._chunks > 1:
+            slabs, (small, counts) = jax.lax.scan(chunk, state.slabs, items)
+        else:  # one chunk needs no loop around it, which XLA would not look through
+            slabs, (small, counts) = chunk(state.slabs, jax.tree_util.tree_map(lambda array: array[0], items))
+        small = [array.reshape(m) for array in small]
+        return _State(slabs, *small), _Counts(*(jnp.sum(count) for count in counts))
+
+    def _chunk(
+        self, key: Key, slabs: tuple[jax.Array, ...], small: Any, rows: _Rows, genesis: jax.Array
+    ) -> tuple[tuple[jax.Array, ...], Any, _Counts]:
+        """One round of the nodes that lie together in a chunk, in the order in which they were dealt.
+
+        Args:
+            slabs: As in _State, each (width, ...).
+            small: The other fields of _State, each (width,).
+        """
+        settings, lanes = self.settings, self._lanes
+        k_busy, k_first, k_second = jax.random.split(key, 3)
+        x, readout, *optimiser = slabs
+        node, jobs, up, met, mean = small
+        active = self._active(k_busy, node, up)  # (width,): trains, and asks
+        trained, optimiser = self._trained(x, optimiser, active, node, jobs, rows)
+        # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
+        readout = jnp.where(active[:, None], x + np.float32(settings.readout_decay) * (readout - x), readout)
+        present = self._present(node, up)
+
+        def ends(part: slice, x: jax.Array, before: jax.Array) -> _Ends:
+            return _Ends(x, before, active[part], present[part], node[part], met[part], mean[part])
+
+        asks = ends(slice(0, lanes), trained[:lanes], x[:lanes])
+        asked = ends(slice(lanes, 2 * lanes), trained[lanes:], x[lanes:])
+        a, b, first = self._wave(k_first, asks, asked, genesis)
+        # The second wave: the next one's partner of the first asks. The order is random, so this is as good a dealing
+        # as any other, and nobody meets the same one twice.
+        b = jax.tree_util.tree_map(
+            lambda array: jnp.roll(array, -1, axis=0), b._replace(before=trained[lanes:])
+        )
+        b, a, second = self._wave(
+            k_second, b._replace(before=jnp.roll(trained[lanes:], -1, axis=0)), a, genesis
+        )
+        b = jax.tree_util.tree_map(lambda array: jnp.roll(array, 1, axis=0), b)
+        x = jnp.concatenate([a.x, b.x])
+        counts = _Counts(
+            jnp.sum(active).astype(jnp.int32),
+            *(one + other for one, other in zip(first, second, strict=True)),
+        )
+        small = (
+            node,
+            jobs + active.astype(jnp.uint32),
+            up,
+            jnp.concatenate([a.met, b.met]),
+            jnp.concatenate([a.mean, b.mean]),
+        )
+        return (x, readout, *optimiser), small, counts
+
+    def _trained(
+        self,
+        x: jax.Array,
+        optimiser: list[jax.Array],
+        active: jax.Array,
+        node: jax.Array,
+        jobs: jax.Array,
+        rows: _Rows,
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Weights and optimiser states after one job of those that are active; all (width, ...)."""
+        change, stepped, _ = jax.vmap(self._trainer.train_one)(
+            x,
+            tuple(optimiser),
+            jobs == 0,
+            self._batches(rows, node, jobs),
+            node.astype(jnp.uint32),
+            jobs * jnp.uint32(self.settings.local_steps),
+        )
+        done = [
+            jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+            for new, old in zip(stepped, optimiser, strict=True)
+        ]
+        return jnp.where(active[:, None], x + change, x), done
+
+    def _wave(self, key: Key, i: _Ends, j: _Ends, genesis: jax.Array) -> tuple[_Ends, _Ends, list[jax.Array]]:
+        """Each of i asks its partner of j; return both as they are then, and what _Counts counts from `finished` on."""
+        settings, lanes = self.settings, self._lanes
+        k_late, k_legs = jax.random.split(key)
+        shown_i, shown_j = i.x, j.x
+        if settings.late:
+            late = jax.random.uniform(k_late, (lanes,)) < settings.late
+            shown_i = jnp.where(late[:, None], i.before, i.x)
+        if self._bad:
+            shown_i = jnp.where(
+                (i.node < self._bad)[:, None], lie(settings.attack, shown_i, genesis[None]), shown_i
+            )
+            shown_j = jnp.where(
+                (j.node < self._bad)[:, None], lie(settings.attack, shown_j, genesis[None]), shown_j
+            )
+        asks, replies = i.active & j.present, jnp.ones(lanes, bool)
+        if settings.loss:
+            arrives = jax.random.uniform(k_legs, (2, lanes)) >= settings.loss
+            asks, replies = asks & arrives[0], arrives[1]
+        out: Outcome = jax.vmap(
+            lambda i, j, asks, replies: exchange(self._rules, genesis, i, j, asks=asks, replies=replies)
+        )(End(i.x, shown_i, i.met, i.mean), End(j.x, shown_j, j.met, j.mean), asks, replies)
+        counts = [
+            jnp.sum(flags).astype(jnp.int32)
+            for flags in (out.finished, out.answered & ~out.finished, out.refused)
+        ]
+        return (
+            i._replace(x=out.x[0], met=out.met[0], mean=out.mean[0]),
+            j._replace(x=out.x[1], met=out.met[1], mean=out.mean[1]),
+            counts,
+        )
+
+    def _half(self, number: jax.Array) -> jax.Array:
+        """Where in the slabs the nodes lie when round `number` begins."""
+        return jnp.where(number % 2 == 0, 0, self._slots).astype(jnp.int32)
+
+    # --- nodes ---------------------------------------------------------------------------------------------------
+
+    def _present(self, node: jax.Array, up: jax.Array) -> jax.Array:
+        if self._everybody:
+            return jnp.ones(node.shape, bool)
+        return up & (node < self.settings.nodes)
+
+    def _active(self, key: Key, node: jax.Array, up: jax.Array) -> jax.Array:
+        """Who trains and asks in this round."""
+        present = self._present(node, up)
+        if not self._slow:
+            return present
+        busy = jax.random.uniform(key, node.shape) >= 1 / self.settings.slowness
+        # Attackers have the smallest numbers, stragglers the largest.
+        return present & ~((node >= self.settings.nodes - self._slow) & busy)
+
+    def _batches(self, rows: _Rows, node: jax.Array, jobs: jax.Array) -> dict[str, jax.Array]:
+        """Rows for one job of each node: {name: (nodes, steps, batch, ...)}.
+
+        Whole epochs, one after the other, each in another order, as the task's own batches; not the same orders.
+        """
+        steps, batch = self.settings.local_steps, self._batch
+        part = node % rows.sizes.shape[0]
+        size = rows.sizes[part][:, None]  # (nodes, 1)
+        place = (jobs * jnp.uint32(steps * batch))[:, None] + jnp.arange(steps * batch, dtype=jnp.uint32)[
+            None
+        ]
+        epoch, place = place // size, place % size  # (nodes, steps * batch)
+        drawn = _mixed(_mixed(node.astype(jnp.uint32) ^ self._shuffle_seed)[:, None] ^ epoch)
+        stride = rows.strides[part[:, None], (drawn % _STRIDES).astype(jnp.int32)]
+        place = (place * stride + (drawn >> 3) % size) % size
+        row = rows.table[part[:, None], place.astype(jnp.int32)]  # (nodes, steps * batch)
+        return {
+            name: _take(array, row).reshape(node.shape[0], steps, batch, *array.shape[1:])
+            for name, array in rows.train.items()
+        }
+
+    def _dealt(self, key: Key, state: _State, source: jax.Array) -> _State:
+        m = self._slots
+        here = tuple(jax.lax.dynamic_slice_in_dim(slab, source, m) for slab in state.slabs)
+        slabs, *small = deal(key, (here, *state[1:]), axis=_AXIS)
+        return _State(
+            tuple(_write(slab, new, source) for slab, new in zip(state.slabs, slabs, strict=True)), *small
+        )
+
+    # --- measuring, on one device of the mesh -----------------------------------------------------------------------
+
+    def _measure(self, state: _State, rows: _Rows, number: jax.Array, *, sample: int) -> _Measured:
+        """Accuracy of the first `sample` slots, whoever lies there; consensus of all."""
+        honest = (state.node >= self._bad) & self._present(state.node, state.up)  # (m,)
+        taken = honest[:sample]
+        source = self._half(number)
+        total = sum(len(next(iter(batch.values()))) for batch in rows.test)
+
+        def accuracy(slot: jax.Array) -> jax.Array:
+            y = state.slabs[1][source + slot]
+            right = jnp.float32(0)
+            for batch in rows.test:
+                _, metrics = self._trainer.evaluate_one(y, batch)
+                right += metrics["accuracy"] * np.float32(len(next(iter(batch.values()))) / total)
+            return right
+
+        found = jax.lax.map(
+            accuracy, jnp.arange(sample, dtype=jnp.int32), batch_size=min(_EVALUATED_AT_ONCE, sample)
+        )  # (sample,)
+        found = jnp.where(taken, found, jnp.inf)
+        ranked = jnp.sort(jax.lax.all_gather(found, _AXIS, tiled=True))
+        count = _total(jnp.sum(taken)).astype(jnp.int32)
+        mean = jnp.sum(jnp.where(jnp.isfinite(ranked), ranked, 0)) / count
+        places = jnp.round(jnp.array(_QUANTILES) * (count - 1)).astype(jnp.int32)
+        return _Measured(
+            mean, ranked[0], ranked[places], self._consensus(state.slabs[0], source, honest), count
+        )
+
+    def _consensus(self, slab: jax.Array, source: jax.Array, honest: jax.Array) -> jax.Array:
+        """Root of the mean squared distance from the mean."""
+        width = 2 * self._lanes
+        weights = honest.astype(jnp.float32).reshape(self._chunks, width)
+
+        def total(of: Callable[[jax.Array], jax.Array], zero: jax.Array) -> jax.Array:
+            def add(sum_: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+                k, weight = item
+                x = jax.lax.dynamic_slice_in_dim(slab, source + k * width, width)  # (width, values)
+                return sum_ + jnp.sum(weight[:, None] * of(x), axis=0), None
+
+            # Chunk by chunk: a slice of a whole half would be a copy of it.
+            sum_, _ = jax.lax.scan(add, zero, (jnp.arange(self._chunks, dtype=jnp.int32), weights))
+            everywhere: jax.Array = _total(sum_)
+            return everywhere
+
+        zero = jnp.zeros(self.values, jnp.float32)
+        count = _total(jnp.sum(weights))
+        centre = total(lambda x: x, zero) / count  # (values,)
+        return jnp.sqrt(jnp.sum(total(lambda x: jnp.square(x - centre[None]), zero)) / count)
+
+
+def simulate(
+    settings: FleetSettings,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    central: bool = True,
+    progress: Callable[[Point], None] | None = None,
+) -> FleetReport:
+    """Run a fleet to its end and measure.
+
+    Args:
+        devices: See Fleet.
+        central: Whether to train the central reference, too.
+        progress: Called after each measurement on the way.
+
+    Raises:
+        LocalError, UserError: see Fleet.
+    """
+    fleet = Fleet(settings, devices=devices)
+    compile_s = fleet.compile()
+    counts = dict.fromkeys(_Counts._fields, 0)
+    curve: list[Point] = []
+    begun = perf_counter()
+    while fleet.round < settings.rounds:
+        point, more = fleet.advance(min(settings.every, settings.rounds - fleet.round))
+        curve.append(point)
+        counts = {name: count + more[name] for name, count in counts.items()}
+        if progress is not None:
+            progress(point)
+    wall_s = perf_counter() - begun
+    end, measured = fleet.measure()
+    return FleetReport(
+        task=settings.task,
+        seed=settings.seed,
+        nodes=settings.nodes,
+        rounds=settings.rounds,
+        devices=fleet.devices,
+        node_updates=counts["trained"],
+        exchanges=counts["finished"],
+        halves=counts["halves"],
+        refused=counts["refused"],
+        wall_s=wall_s,
+        compile_s=compile_s,
+        accuracy=FleetAccuracy(end.mean, end.worst, fleet.central() if central else nan),
+        measured=measured,
+        consensus=end.consensus,
+        curve=curve,
+    )
+
+
+def _shape(settings: FleetSettings, devices: int, platform: str) -> tuple[int, int]:
+    """Return (pairs in a chunk, chunks) of one device; their places may be a few more than there are nodes."""
+    pairs = ceil(settings.nodes / (2 * devices))
+    wanted = settings.lanes or (LANES_CPU if platform == "cpu" else LANES_ACCELERATOR)
+    chunks = ceil(pairs / wanted)
+    lanes = ceil(pairs / chunks)
+    if chunks > 1:
+        lanes = max(lanes, 2)  # the second wave needs another partner
+    if devices > 1:  # every device gives each as many
+        lanes = ceil(lanes / devices) * devices
+    return lanes, chunks
+
+
+def _rows(task: Any, settings: FleetSettings, seeds: Seeds) -> _Rows:
+    """The data set of a task that holds all rows, and the division among the nodes."""
+    train = getattr(task, "train", None)
+    if train is None or not hasattr(train, "x") or not hasattr(train, "y"):
+        raise LocalError(
+            f"the fleet needs all rows on the device: the task {settings.task!r} has no `train` with arrays x and y"
+        )
+    x, y = np.asarray(train.x), np.asarray(train.y)
+    count = max(1, min(settings.nodes, len(y) // _ROWS_EACH_MIN))
+    kind = settings.args.get("partition") or ("dirichlet" if "alpha" in settings.args else "iid")
+    more = {"alpha": settings.args["alpha"]} if "alpha" in settings.args else {}
+    # The seed that the world gives its tasks: the same seed divides alike in both.
+    seed = settings.args.get("seed", seeds.integer("data") % 2**32)
+    parts = divide(kind, y, count, seed=seed, **more)
+    table = np.zeros((count, max(len(part) for part in parts)), np.int32)
+    strides = np.ones((count, _STRIDES), np.uint32)
+    rng = np.random.default_rng(seeds.integer("strides") % 2**32)
+    for index, part in enumerate(parts):
+        table[index, : len(part)] = part
+        coprime = [s for s in range(1, len(part)) if np.gcd(s, len(part)) == 1] or [1]
+        strides[index] = rng.choice(coprime, _STRIDES)
+    return _Rows(
+        train={"x": x, "y": y},  # type: ignore[dict-item]
+        test=tuple(dict(batch) for batch in task.batches("test", 0)),
+        table=table,  # type: ignore[arg-type]
+        sizes=np.array([len(part) for part in parts], np.uint32),  # type: ignore[arg-type]
+        strides=strides,  # type: ignore[arg-type]
+    )
+
+
+def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
+    taken: jax.Array = array.at[rows].get(mode="promise_in_bounds")
+    return taken
+
+
+def _write(array: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
+
+
+def _total(tree: Any) -> Any:
+    """The sum over all devices."""
+    return jax.lax.psum(tree, _AXIS)  # type: ignore[no-untyped-call]
+
+
+def _mixed(bits: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: every bit of the input changes half of the output's. uint32."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)

@@ -1,15 +1,15 @@
 """The network of the fleet: who meets whom, what gets lost, who lies, as arithmetic over all pairs at once.
 
 A round deals all nodes into pairs twice. In the first wave one half of the nodes ask the other half; in the second
-the other half ask, and the askers of the first are dealt anew. So every node initiates one exchange a round and
-answers one: in the world it answers one on average, 0 to 3 or 4 in fact. Each wave is a random perfect matching
-(algorithms.md section 4: V shrinks to (n-2)/(2(n-1)), and to a half in the second wave); a round thus leaves 1/4 of
-V, where the world's regular rounds leave 1/(2 sqrt(e)) = 0.30 (Jelasity, Montresor and Babaoglu 2005).
+the other half ask, each the partner that its neighbour had before. So every node initiates one exchange a round and
+answers one; in the world it answers one on average, and 0 to 3 or 4 in fact. With a random deal each wave is a random
+perfect matching (docs/learning.md): the first leaves (n-2) / (2(n-1)) of V, the second (n-4) / (2(n-2)), a
+round 1/4. The world's regular rounds leave 1 / (2 sqrt(e)) = 0.30 (Jelasity, Montresor and Babaoglu 2005).
 
 What one pair does is `gossip.learning.pair`, `codec` and `gate`, the very lines of the daemon, over jax.numpy.
 """
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,7 @@ from msgspec import Struct
 from gossip.config import ExchangeConfig
 from gossip.learning import gate, pair
 from gossip.learning.codec import value
-
-Attack: TypeAlias = Literal["flip", "scale", "nan"]
-ATTACKS: tuple[Attack, ...] = ("flip", "scale", "nan")
+from simulation.fleet_settings import Attack
 
 # How many times too far from the reference the state is that a "scale" attacker shows. A guess; norm_factor refuses
 # states 10 times as far as our own.
@@ -40,7 +38,7 @@ class End(NamedTuple):
 
     x: jax.Array  # (values,) float32: its weights
     shown: jax.Array  # (values,): what the other end is told they are; x unless late or a lie
-    count: jax.Array  # () float32: history of its gate
+    met: jax.Array  # () float32: history of its gate
     mean: jax.Array  # () float32
 
 
@@ -48,7 +46,7 @@ class Outcome(NamedTuple):
     """What an exchange leaves: the ends after it, without `shown`."""
 
     x: tuple[jax.Array, jax.Array]  # of initiator and responder
-    count: tuple[jax.Array, jax.Array]
+    met: tuple[jax.Array, jax.Array]
     mean: tuple[jax.Array, jax.Array]
     answered: jax.Array  # () bool: the responder applied its half
     finished: jax.Array  # () bool: the initiator, too
@@ -74,31 +72,35 @@ def exchange(
         c = pair.change(jnp, seen.difference, codec=rules.codec, limit=pair.INFINITY)
         answered, finished = asks, asks & replies
         return Outcome(
-            x=(jnp.where(finished, pair.away(i.x, c.vector), i.x), jnp.where(answered, pair.towards(j.x, c.vector), j.x)),
-            count=(i.count, j.count),
+            x=(
+                jnp.where(finished, pair.away(i.x, c.vector), i.x),
+                jnp.where(answered, pair.towards(j.x, c.vector), j.x),
+            ),
+            met=(i.met, j.met),
             mean=(i.mean, j.mean),
             answered=answered,
             finished=finished,
             refused=jnp.zeros_like(asks),
         )
     config = rules.config
-    declared = gate.clip_limit(jnp, config, count=i.count, mean=i.mean, own=pair.norm(jnp, value(coded)))
+    declared = gate.clip_limit(jnp, config, count=i.met, mean=i.mean, own=pair.norm(jnp, value(coded)))
     accepted = (seen.offered <= gate.state_limit(config, size=size, own=seen.own)) & (
-        seen.distance <= gate.distance_limit(jnp, config, count=j.count, mean=j.mean, own=seen.own)
+        seen.distance <= gate.distance_limit(jnp, config, count=j.met, mean=j.mean, own=seen.own)
     )
-    limit = jnp.minimum(
-        declared, gate.clip_limit(jnp, config, count=j.count, mean=j.mean, own=seen.own)
-    )
+    limit = jnp.minimum(declared, gate.clip_limit(jnp, config, count=j.met, mean=j.mean, own=seen.own))
     c = pair.change(jnp, seen.difference, codec=rules.codec, limit=limit)
     own = pair.norm(jnp, i.x - reference)
     taken = c.norm <= gate.change_limit(jnp, config, size=size, own=own, declared=declared)
     answered = asks & accepted
     finished = answered & replies & taken
-    i_count, i_mean = gate.remembered(jnp, count=i.count, mean=i.mean, distance=c.norm)
-    j_count, j_mean = gate.remembered(jnp, count=j.count, mean=j.mean, distance=c.norm)
+    i_count, i_mean = gate.remembered(jnp, count=i.met, mean=i.mean, distance=c.norm)
+    j_count, j_mean = gate.remembered(jnp, count=j.met, mean=j.mean, distance=c.norm)
     return Outcome(
-        x=(jnp.where(finished, pair.away(i.x, c.vector), i.x), jnp.where(answered, pair.towards(j.x, c.vector), j.x)),
-        count=(jnp.where(finished, i_count, i.count), jnp.where(answered, j_count, j.count)),
+        x=(
+            jnp.where(finished, pair.away(i.x, c.vector), i.x),
+            jnp.where(answered, pair.towards(j.x, c.vector), j.x),
+        ),
+        met=(jnp.where(finished, i_count, i.met), jnp.where(answered, j_count, j.met)),
         mean=(jnp.where(finished, i_mean, i.mean), jnp.where(answered, j_mean, j.mean)),
         answered=answered,
         finished=finished,
@@ -130,7 +132,9 @@ def deal(key: jax.Array, tree: Any, *, axis: str) -> Any:
     order = shuffled(key, jax.tree_util.tree_leaves(tree)[0].shape[0])
 
     def one(rows: jax.Array) -> jax.Array:
-        return jax.lax.all_to_all(rows[order], axis, split_axis=0, concat_axis=0, tiled=True)
+        sent: jax.Array = jax.lax.all_to_all(  # type: ignore[no-untyped-call]
+            rows[order], axis, split_axis=0, concat_axis=0, tiled=True
+        )
+        return sent
 
     return jax.tree_util.tree_map(one, tree)
-
