@@ -97,7 +97,12 @@ class Links:
 
     def opened(self, event: PeerUp, now: float) -> None:
         self._up[event.peer] = Link(event.key, event.address, event.inbound, now, budget_at=now)
-        self._failures.pop(event.peer, None)
+
+    def greeted(self, node: NodeId) -> None:
+        """Its hello has come: only now is it forgiven that earlier dials failed. Who takes connections and closes
+        them again would otherwise be dialled in every round."""
+        self._up[node].greeted = True
+        self._failures.pop(node, None)
 
     def flush(self, node: NodeId, out: list[Effect]) -> None:
         """Send what waited for `node`, which is up now."""
@@ -105,8 +110,12 @@ class Links:
         if waiting is not None:
             out.extend(Send(node, frame) for frame in waiting.frames)
 
-    def closed(self, node: NodeId) -> Link | None:
-        return self._up.pop(node, None)
+    def closed(self, node: NodeId, now: float) -> bool:
+        """The connection is gone; False if there was none."""
+        link = self._up.pop(node, None)
+        if link is not None and not link.greeted:
+            self.rest(node, now)
+        return link is not None
 
     def dial_failed(self, event: DialFailed, now: float, out: list[Effect]) -> bool:
         """Try the next address; True when there is none left and the peer counts as unreachable."""

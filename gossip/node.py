@@ -282,7 +282,7 @@ class Node:
         self._links.shed([*self._exchanges.partners, event.peer], out)
 
     def _peer_down(self, event: PeerDown, now: float, out: list[Effect]) -> None:
-        if self._links.closed(event.peer) is None:
+        if not self._links.closed(event.peer, now):
             return
         self._deadlines.clear(("hello", event.peer))
         self._same_run.pop(event.peer, None)
@@ -372,9 +372,7 @@ class Node:
 
     def _greeted(self, peer: NodeId, hello: wire.Hello, now: float, out: list[Effect]) -> None:
         contact = self._directory.introduce(hello.record, peer, now, out)
-        link = self._links.get(peer)
-        assert link is not None, "frames are handled only while their connection is up"
-        link.greeted = True
+        self._links.greeted(peer)
         self._deadlines.clear(("hello", peer))
         same = hello.run == self._run.id
         self._same_run[peer] = same

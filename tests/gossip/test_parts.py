@@ -148,7 +148,22 @@ def test_rest_doubles_with_each_failure_and_ends_with_success():
         assert links.resting(node, 0.49 * 2 ** (failures - 1))
         assert not links.resting(node, 1.51 * 2 ** (failures - 1))
     links.opened(up(node), 0.0)
+    assert links.resting(node, 0.0)
+    links.greeted(node)
     assert not links.resting(node, 0.0)
+
+
+def test_peer_that_accepts_and_hangs_up_is_dialled_ever_more_seldom():
+    links, node, now, dials = make_links(), contact(1).node, 0.0, 0
+    while now < 60.0:
+        out = []
+        if links.send(node, ("a:1",), b"frame", now, out):
+            dials += 1
+            links.opened(up(node), now)
+            links.flush(node, [])
+            links.closed(node, now)
+        now += 0.05
+    assert dials <= 8
 
 
 def test_least_recently_used_idle_connection_goes_first():
