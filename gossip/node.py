@@ -14,7 +14,7 @@ happens too often, the end of the connection.
 import itertools
 import random
 from collections.abc import Callable, Mapping
-from math import nan
+from math import inf, nan
 from typing import Any
 
 from crypto.identity import Identity, PublicKey
@@ -80,6 +80,8 @@ BOOTSTRAP_S = 1.0
 BOOTSTRAP_S_MAX = 60.0
 # A partner is forgotten after so many failed dials in a row; a later lookup may find it again.
 FORGET_FAILURES = 2
+# A peer that says falsely that a number of ours was used makes us leave out numbers, but not more often than this.
+SKIP_S = 60.0
 # The membership key changes so often (docs/security.md, T19); only matters above `pool_max` nodes.
 ROTATE_S = 600.0
 # Look around sooner right after the start: the first interval is a 16th of the steady one, then it doubles.
@@ -87,7 +89,15 @@ WALK_START = 16.0
 
 # Faults that say nothing bad about the peer: they are not counted against it.
 HARMLESS = frozenset(
-    {Reason.BUSY, Reason.NOT_READY, Reason.UNEXPECTED, Reason.OTHER_RUN, Reason.RATE_LIMITED, Reason.TIMEOUT}
+    {
+        Reason.BUSY,
+        Reason.NOT_READY,
+        Reason.UNEXPECTED,
+        Reason.OTHER_RUN,
+        Reason.RATE_LIMITED,
+        Reason.TIMEOUT,
+        Reason.REPLAYED,  # a node restored from an old copy of its disk; it learns of it by our answer
+    }
 )
 
 
@@ -167,6 +177,8 @@ class Node:
         self._hello = b""
         self._same_run: dict[NodeId, bool] = {}
         self._state = "starting"
+        self._entered = False  # somebody let us into the network since we were last alone
+        self._skipped_at = -inf
         self._joined = all(age > 0 for age in self._exchanges.ages)
         self._newcomers: dict[NodeId, None] = {}
         self._round = memory.rounds(store) if has_model else 0
@@ -290,6 +302,7 @@ class Node:
         out.append(Emit(Disconnected(event.peer, event.reason)))
         self._gone(event.peer, now, out)
         if not len(self._links):
+            self._entered = False
             self._deadlines.set(("bootstrap",), now + self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5))
 
     def _dial_failed(self, event: DialFailed, now: float, out: list[Effect]) -> None:
@@ -383,7 +396,7 @@ class Node:
         else:
             detail = self._run.difference(run=hello.run, schema=hello.schema, task=hello.task)
             out.append(Emit(Refused(peer, Reason.OTHER_RUN, True, detail)))
-        if self._state in ("starting", "isolated"):
+        if not self._entered:
             self._enter(now, out)
 
     def _budget(self, peer: NodeId, now: float, *, rate: float, burst: float) -> None:
@@ -435,6 +448,7 @@ class Node:
 
     def _enter(self, now: float, out: list[Effect]) -> None:
         """Somebody answers: find our neighbourhood, then holders of our shards."""
+        self._entered = True
         self._bootstrap_pause_s = BOOTSTRAP_S
         self._change_state(self._working_state(), out)
         self._directory.look_up(self.id, "join", now, out)
@@ -457,7 +471,7 @@ class Node:
         if len(self._links) or self._state == "stopping":
             return
         if self._state != "starting":
-            self._change_state("isolated", out)
+            self._change_state(self._working_state(), out)
         remembered = self._rng.sample(self._remembered, min(3, len(self._remembered)))
         addresses = dict.fromkeys([*self._bootstrap, *remembered])
         out.extend(Dial(address, None) for address in addresses)
@@ -512,6 +526,8 @@ class Node:
         return self._joined and (limit == 0 or self._round < limit)
 
     def _working_state(self) -> str:
+        if not len(self._links) and (self._bootstrap or self._remembered):
+            return "isolated"
         if not self._joined:
             return "joining"
         return "training" if self._training else "exchanging"
@@ -552,6 +568,10 @@ class Node:
             self._turn.remove(end.shard)
             self._turn.append(end.shard)
             self._initiated += 1
+        if end.reason is Reason.REPLAYED and now >= self._skipped_at + SKIP_S:
+            # Our disk is older than what we signed: restored from a backup, perhaps. It must not happen again.
+            self._skipped_at = now
+            self._sequence.skip(out)
         if not self._joined:
             self._newcomer_ended(end, out)
         if end.shard != self._awaited:
@@ -589,8 +609,7 @@ class Node:
         self._joined = True
         self._newcomers.clear()
         self._deadlines.clear(("patience",))
-        if self._state != "isolated":
-            self._change_state(self._working_state(), out)
+        self._change_state(self._working_state(), out)
 
     def _done(self, event: Done, now: float, out: list[Effect]) -> None:
         result = event.result

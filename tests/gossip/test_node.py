@@ -6,7 +6,7 @@ import numpy as np
 
 from gossip import wire
 from gossip.config import Config
-from gossip.events import Exchanged, Leave, StateChanged
+from gossip.events import DialFailed, Exchanged, Leave, StateChanged
 
 
 def slow_rounds(config: Config) -> Config:
@@ -220,3 +220,49 @@ def test_newcomer_whose_first_hello_was_lost_gets_in_all_the_same(net, quiet):
 
     assert lost
     assert new.node.snapshot(net.now).pool == 1
+
+
+def test_node_restored_from_an_old_disk_is_refused_once_and_then_heals(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+    old = dict(a.store)
+    for _ in range(1100):  # beyond the block that the old disk had reserved
+        a.node._sequence.take(effects := [])
+        for effect in effects:
+            a.store.update(effect.entries)
+    net.exchange(a, b)
+    net.cut(a, b, "restored")
+    net.run(1.0)
+    a.store = old
+    a.start(net.now)
+    net.connect(a, b)
+    net.run(1.0)
+
+    net.exchange(a, b)
+    net.exchange(a, b)
+
+    assert b.refused() == {"replayed": 1}
+    assert (a.id, b.id) in net.links
+    roles = [n.role for n in a.news if isinstance(n, Exchanged)]
+    assert roles == ["initiator", "initiator"]
+
+
+def test_first_node_of_a_network_looks_around_once_somebody_comes(net):
+    first = net.add(config=slow_rounds(Config()))
+    net.run(15.0)
+    assert first.node.state == "training"
+
+    net.add(config=slow_rounds(Config()))
+    net.run(10.0)
+
+    assert first.node.snapshot(net.now).lookups >= 2
+
+
+def test_node_whose_entrance_is_closed_says_isolated_and_learns_alone(net):
+    net.add()
+    net._dial = lambda peer, dial: net.post(1.0, peer.id, DialFailed(dial.address, dial.peer, "refused"))
+    alone = net.add(config=slow_rounds(Config()))
+    net.run(15.0)
+
+    assert alone.node.state == "isolated"
+    assert alone.node.snapshot(net.now).round > 2
