@@ -7,6 +7,7 @@ on stderr and one of the exit codes of `errors`.
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,9 +110,8 @@ def init(home_text: str | None, encrypt: bool, as_json: bool, **flags: Any) -> N
     if as_json:
         _print_json({"home": str(home.path), "id": node.hex(), "public_key": public_key.hex()})
     else:
-        click.echo(
-            f"home     {home.path}\nid       {node.hex()}\nsettings {home.config}\nnow      p2pnode run"
-        )
+        start = shlex.join(["p2pnode", "run", *(["--home", str(home.path)] if home_text else [])])
+        click.echo(f"home     {home.path}\nid       {node.hex()}\nsettings {home.config}\nnow      {start}")
 
 
 @cli.command()
