@@ -103,7 +103,8 @@ class Peers:
         self._counters = counters
         self._door = Door(limits or Limits())
         self._held: dict[NodeId, _Held] = {}
-        self._dialling: dict[str, None] = {}
+        # Address being dialled -> the orders that wait for the outcome.
+        self._dialling: dict[str, list[Dial]] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
         self._turned_logged_at = -math.inf
@@ -158,13 +159,14 @@ class Peers:
         """Begin to dial. A dial to an address that is being dialled already is answered together with that."""
         assert self._nursery is not None
         if order.address in self._dialling:
+            self._dialling[order.address].append(order)
             return
         if self._stopping or len(self._dialling) >= DIALS_MAX:
             reason = "stopping" if self._stopping else f"{DIALS_MAX} other dials are under way"
             self._nursery.start_soon(self._post, DialFailed(order.address, order.peer, reason))
             return
-        self._dialling[order.address] = None
-        self._nursery.start_soon(self._dial, order)
+        self._dialling[order.address] = [order]
+        self._nursery.start_soon(self._dial, order.address)
 
     def drop(self, peer: NodeId, reason: str) -> None:
         """Close a connection after what is queued has left, at most FLUSH_S from now."""
@@ -212,28 +214,31 @@ class Peers:
         finally:
             self._door.leave(link.remote, proven=proven)
 
-    async def _dial(self, order: Dial) -> None:
+    async def _dial(self, address: str) -> None:
         try:
-            connection = await self._proved(await self._dialled(order.address), initiator=True)
+            connection = await self._proved(await self._dialled(address), initiator=True)
         except LinkError as failure:
-            await self._dial_failed(order, failure)
+            await self._dial_failed(self._dialling.pop(address), failure)
             return
         async with connection:
-            try:
-                if order.peer is not None and connection.peer != order.peer:
-                    raise LinkError(
-                        Failure.STRANGER,
-                        f"Expected {order.peer.hex()[:16]} at {order.address}, reached {connection.peer.hex()[:16]}.",
-                    )
-                held = await self._agree(connection, address=order.address, inbound=False)
-            except LinkError as failure:
-                if failure.failure is Failure.TWIN:
-                    await self._until_up(connection.peer)
-                await self._dial_failed(order, failure)
-                return
-            del self._dialling[order.address]
-            increase(self._counters.connections, "dialled")
-            await self._serve(held)
+            reached = connection.peer
+            refusal: LinkError | None = None
+            held: _Held | None = None
+            if any(order.peer in (None, reached) for order in self._dialling[address]):
+                try:
+                    held = await self._agree(connection, address=address, inbound=False)
+                except LinkError as failure:
+                    refusal = failure
+                    if failure.failure is Failure.TWIN:
+                        await self._until_up(reached)
+            orders = self._dialling.pop(address)
+            stranger = LinkError(Failure.STRANGER, f"Somebody else was reached there, {reached.hex()[:16]}.")
+            await self._dial_failed([o for o in orders if o.peer not in (None, reached)], stranger)
+            if refusal is not None:
+                await self._dial_failed([o for o in orders if o.peer in (None, reached)], refusal)
+            if held is not None:
+                increase(self._counters.connections, "dialled")
+                await self._serve(held)
 
     async def _dialled(self, address: str) -> Link:
         try:
@@ -243,15 +248,15 @@ class Peers:
             raise LinkError(Failure.CLOSED, str(error)) from error
         raise LinkError(Failure.SLOW, f"No answer from {address} in {DIAL_S:g} s.")
 
-    async def _dial_failed(self, order: Dial, failure: LinkError) -> None:
-        del self._dialling[order.address]
-        increase(self._counters.connections, "dial_failed")
-        if failure.failure is Failure.TWIN:
-            reason = "already connected"
-        else:
-            reason = str(failure)
-            log.debug("dial_failed", address=order.address, reason=failure.failure, detail=reason)
-        await self._post(DialFailed(order.address, order.peer, reason))
+    async def _dial_failed(self, orders: list[Dial], failure: LinkError) -> None:
+        for order in orders:
+            increase(self._counters.connections, "dial_failed")
+            if failure.failure is Failure.TWIN:
+                reason = "already connected"
+            else:
+                reason = str(failure)
+                log.debug("dial_failed", address=order.address, reason=failure.failure, detail=reason)
+            await self._post(DialFailed(order.address, order.peer, reason))
 
     async def _proved(self, link: Link, *, initiator: bool) -> SecureConnection:
         return await open_secure(

@@ -9,7 +9,7 @@ import socket
 
 import trio
 
-from p2pnode.transport import Link, format_address, parse_address
+from p2pnode.transport import AddressError, Link, format_address, parse_address
 
 # Out of file descriptors or memory: accepting again at once would spin.
 ACCEPT_PAUSE_S = 1.0
@@ -83,7 +83,10 @@ class TcpTransport:
 
     async def listen(self, address: str) -> TcpListener:
         host, port = parse_address(address)
-        listeners = await trio.open_tcp_listeners(port, host=host)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host)
+        except UnicodeError as error:
+            raise _no_name(address) from error
         # A name with several addresses: the first is ours. Whoever wants all interfaces says 0.0.0.0 or [::].
         for spare in listeners[1:]:
             await spare.aclose()
@@ -91,7 +94,16 @@ class TcpTransport:
 
     async def dial(self, address: str) -> Link:
         host, port = parse_address(address)
-        return TcpLink(await trio.open_tcp_stream(host, port), address)
+        try:
+            return TcpLink(await trio.open_tcp_stream(host, port), address)
+        except UnicodeError as error:
+            raise _no_name(address) from error
+
+
+def _no_name(address: str) -> AddressError:
+    """Python encodes names for the resolver by IDNA, and raises UnicodeError for "a..b" or a label of 64 characters:
+    names that peers may put into their records."""
+    return AddressError(f"expected a host name, whose labels have 1 to 63 characters, got {address!r}")
 
 
 def reachable_address(address: str) -> str:

@@ -147,6 +147,15 @@ async def test_what_is_no_address_is_refused(place: Place, address: str) -> None
         await place.transport.listen(address)
 
 
+@pytest.mark.parametrize("host", ["a..b", "..", "a" * 64 + ".example"])
+async def test_a_name_that_no_resolver_takes_is_refused(place: Place, host: str) -> None:
+    """Peers write such names into their records, and Python raises UnicodeError for them."""
+    with pytest.raises((OSError, AddressError)):
+        await place.transport.dial(f"{host}:7400")
+    with pytest.raises((OSError, AddressError)):
+        await place.transport.listen(f"{host}:7400")
+
+
 async def test_whoever_waits_in_the_backlog_sees_the_listener_close(place: Place) -> None:
     listener = await place.transport.listen(place.address)
     link = await place.transport.dial(listener.address)

@@ -404,3 +404,22 @@ def test_the_door_is_crowded_at_its_limits_and_counts_the_proven_apart() -> None
     door.leave("10.0.0.0:1", proven=True)
     door.leave("10.0.0.1:1", proven=False)
     assert (door.inside, door.unproven) == (1, 1)
+
+
+async def test_dials_to_one_address_are_all_answered(autojump_clock: Clock) -> None:
+    """A dial without an answer would be waited for for ever: the core never dials that peer again."""
+    network = MemoryNetwork()
+    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
+    nobody = "10.0.0.9:1"
+    stale = node_id(OTHER.public_key)
+    async with running(small, large):
+        for peer in (None, stale, large.id):
+            small.peers.dial(Dial(nobody, peer))
+        await trio.sleep(30)
+        assert [failed.peer for failed in small.failed()] == [None, stale, large.id]
+        for peer in (stale, large.id, None):
+            small.peers.dial(Dial(large.address, peer))
+        await trio.sleep(30)
+        assert small.up() == [large.id]
+        assert [failed.peer for failed in small.failed()[3:]] == [stale]
+        assert small.peers.facts()["dialling"] == 0
