@@ -36,8 +36,9 @@ class Membership:
         # shard -> holders, as list and position, so that a draw and a removal take constant time.
         self._holders: dict[int, list[NodeId]] = {}
         self._positions: dict[tuple[int, NodeId], int] = {}
-        # Only needed once the pool is full: hashes of the members, the largest leaves first.
+        # Only needed once the pool is full: hashes of the members, and whose is the largest (None: not known).
         self._hashes: dict[NodeId, bytes] = {}
+        self._last: NodeId | None = None
 
     def __len__(self) -> int:
         return len(self._contacts)
@@ -60,6 +61,7 @@ class Membership:
             if not self._admit(node):
                 return
             self._contacts[node] = contact
+            self._last = None
         elif contact.record:
             self._contacts[node] = contact
         if (shard, node) not in self._positions:
@@ -72,6 +74,7 @@ class Membership:
         if self._contacts.pop(node, None) is None:
             return
         self._hashes.pop(node, None)
+        self._last = None
         for shard, holders in self._holders.items():
             position = self._positions.pop((shard, node), None)
             if position is None:
@@ -93,17 +96,19 @@ class Membership:
         """Use another secret from now on; present members stay until somebody with a smaller hash is seen."""
         self._key = key
         self._hashes.clear()
+        self._last = None
 
     def _admit(self, node: NodeId) -> bool:
         if len(self._contacts) < self._pool_max:
             return True
-        for member in self._contacts:
-            if member not in self._hashes:
-                self._hashes[member] = self._hash(member)
-        largest = max(self._hashes, key=self._hashes.__getitem__)
-        if self._hash(node) >= self._hashes[largest]:
+        if self._last is None:
+            for member in self._contacts:
+                if member not in self._hashes:
+                    self._hashes[member] = self._hash(member)
+            self._last = max(self._hashes, key=self._hashes.__getitem__)
+        if self._hash(node) >= self._hashes[self._last]:
             return False
-        self.forget(largest)
+        self.forget(self._last)
         return True
 
     def _hash(self, node: NodeId) -> bytes:
