@@ -65,6 +65,8 @@ MARKS_MAX = 65536
 AGE_MAX = 2**53
 # Offers being worked on at the same time; more are answered "busy". Bounds the memory held by payloads to 32 MiB.
 INCOMING_MAX = 8
+# Replies kept in memory, whatever their number: eight of the largest. 64 states for newcomers would be 256 MiB.
+REPLIES_BYTES_MAX = 2**25
 # Offers that are over and may still be heard of, ours and withdrawn ones: those of the last minute or so. A guess.
 CLOSED_MAX = 64
 EMPTY_HASH = hashlib.sha256(b"").digest()
@@ -82,7 +84,7 @@ class Ended(Struct, frozen=True):
 class _Outgoing(Struct):
     peer: NodeId
     key: PublicKey
-    state: str  # offering, waiting, finishing
+    state: str  # offering, waiting, finishing; withdrawn: offering no more
     age: int
     since: float = 0.0
     hash: bytes = b""
@@ -140,6 +142,7 @@ class Exchanges:
         self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
         self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
         self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
+        self._replies_bytes = 0
         self._closed: dict[bytes, None] = {}  # offers, by the hash of their header, that are over
         # Smoothed time to an answer and its deviation (Jacobson 1988, as in RFC 6298), so that nobody has to guess.
         self._answer_s = 0.0
@@ -229,7 +232,7 @@ class Exchanges:
                 f"sequence number {header.seq} is not above {self._marks[header.author]}",
             )
         # Counted as used even if refused below: a copy of it must not be accepted later.
-        self._mark(header.author, header.seq)
+        self._mark(header.author, header.seq, out)
         if header.reference != self._run.reference:
             raise RemoteError(
                 Reason.UNKNOWN_REFERENCE, f"reference {header.reference.hex()[:16]} is not held here"
@@ -303,10 +306,15 @@ class Exchanges:
         """Both offered the same shard to each other: the offer of the larger id stands, and both know it.
 
         Returns True where ours stands: then the other one is working on it. If both were served, the two nodes
-        would merely swap their weights.
+        would merely swap their weights. An offer that we have not sent yet is never sent: the other one could not
+        know that we have served its own, and would give that up for ours.
         """
         outgoing = self._outgoing.get(shard)
-        if outgoing is None or outgoing.peer != peer or outgoing.state != "waiting":
+        if outgoing is None or outgoing.peer != peer:
+            return False
+        if outgoing.state == "offering":
+            outgoing.state = "withdrawn"
+        if outgoing.state != "waiting":
             return False
         if self._own > peer:
             return True
@@ -377,6 +385,9 @@ class Exchanges:
                 raise AssertionError(f"{type(result).__name__} answers no job of an exchange")
 
     def _offer(self, shard: int, outgoing: _Outgoing, result: Offered, now: float, out: list[Effect]) -> None:
+        if outgoing.state == "withdrawn":
+            self._end(shard, Reason.BUSY, crossed=True)
+            return
         clip = CLIP_NONE if result.clip == inf else min(CLIP_NONE - 1, ceil(result.clip / CLIP_UNIT))
         header = wire.encode_header(
             OfferHeader(
@@ -481,14 +492,19 @@ class Exchanges:
         )
         signature = self._identity.sign(Purpose.REPLY, self._network, header)
         frame = wire.encode(ReplyMessage(header, payload, signature))
+        before = self._replies.pop(offer, None)  # of another peer that sent the same header: refused, of course
         self._replies[offer] = (peer, frame)
-        if len(self._replies) > self._config.reply_cache_max:
-            del self._replies[next(iter(self._replies))]
+        self._replies_bytes += len(frame) - (len(before[1]) if before is not None else 0)
+        while len(self._replies) > self._config.reply_cache_max or (
+            self._replies_bytes > REPLIES_BYTES_MAX and len(self._replies) > 1
+        ):
+            self._replies_bytes -= len(self._replies.pop(next(iter(self._replies)))[1])
         out.append(Send(peer, frame))
 
     def _end(self, shard: int, reason: Reason | None, *, crossed: bool = False) -> None:
         outgoing = self._outgoing.pop(shard)
-        self._close(outgoing.hash)
+        if outgoing.hash:
+            self._close(outgoing.hash)
         self._deadlines.clear(("exchange", shard))
         self.ended.append(Ended(outgoing.peer, shard, reason, crossed))
 
@@ -502,11 +518,13 @@ class Exchanges:
         self._jobs[ticket] = shard
         out.append(Compute(ticket, job))
 
-    def _mark(self, author: bytes, seq: int) -> None:
+    def _mark(self, author: bytes, seq: int, out: list[Effect]) -> None:
         self._marks.pop(author, None)
         self._marks[author] = seq
         if len(self._marks) > MARKS_MAX:
-            del self._marks[next(iter(self._marks))]
+            oldest = next(iter(self._marks))
+            del self._marks[oldest]
+            out.append(Persist((memory.forgotten_mark_entry(oldest),)))
 
     def _refused(self, peer: NodeId, reason: Reason, detail: str, by_us: bool, out: list[Effect]) -> None:
         out.append(Emit(Refused(peer, reason, by_us, detail)))

@@ -51,6 +51,11 @@ def mark_entry(author: bytes, seq: int) -> Entry:
     return MARK_KEY + author.hex(), seq.to_bytes(8, "big")
 
 
+def forgotten_mark_entry(author: bytes) -> Entry:
+    """Deletes a mark: the disk must not keep more authors than the memory does."""
+    return MARK_KEY + author.hex(), b""
+
+
 def marks(store: Mapping[str, bytes]) -> dict[bytes, int]:
     """Highest accepted sequence number per author."""
     start = len(MARK_KEY)

@@ -40,6 +40,10 @@ _NORM_FLOOR_RMS = 0.3
 _CLIP_SLACK_RELATIVE = 1e-3
 _CLIP_SLACK = 2e-6
 
+# No model has weights of this norm. Whoever pushes within the other limits at each contact widens them, and at the end
+# of float32 (3e38) a sum would overflow, which is a fault of our own and ends the daemon.
+_NORM_MAX = 1e18
+
 _INFINITY = float("inf")
 
 
@@ -114,7 +118,7 @@ class Gate:
 
     def state(self, own: float, offered: float) -> JobRefused | None:
         """Judge an offered state by its distance from the reference; None: accepted."""
-        limit = state_limit(self._config, size=self._size, own=own)
+        limit = min(_NORM_MAX, state_limit(self._config, size=self._size, own=own))
         if offered <= limit:
             return None
         return JobRefused(Reason.TOO_LARGE_NORM, f"norm {offered:.3g} of the delta exceeds {limit:.3g}")
@@ -128,7 +132,9 @@ class Gate:
 
     def change(self, own: float, norm: float, declared: float) -> JobRefused | None:
         """Judge the change that a responder sent back against the limit that we declared; None: accepted."""
-        limit = change_limit(_Floats, self._config, size=self._size, own=own, declared=declared)
+        limit = min(
+            _NORM_MAX, change_limit(_Floats, self._config, size=self._size, own=own, declared=declared)
+        )
         if norm <= limit:
             return None
         return JobRefused(Reason.TOO_LARGE_NORM, f"change of norm {norm:.3g} exceeds our limit {limit:.3g}")

@@ -1,0 +1,60 @@
+"""What peers can make a node keep is bounded, in memory and on the disk."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gossip import exchange, memory
+from gossip.events import Finish, JobRefused, Offer, Offered, Respond
+
+
+def test_marks_on_the_disk_are_no_more_than_in_memory(
+    net: Any, quiet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "MARKS_MAX", 2)
+    node = net.add(config=quiet, weight=1.0)
+    authors = [net.add(config=quiet, weight=1.0) for _ in range(4)]
+    net.run(5.0)
+
+    for author in authors:
+        net.exchange(author, node)
+
+    kept = [name for name, value in node.store.items() if name.startswith(memory.MARK_KEY) and value]
+    assert kept == [memory.MARK_KEY + author.identity.public_key.hex() for author in authors[-2:]]
+
+
+def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(5.0)
+    net.exchange(a, b)
+    [(_, reply)] = b.node._exchanges._replies.values()
+    monkeypatch.setattr(exchange, "REPLIES_BYTES_MAX", 3 * len(reply))
+
+    for _ in range(6):
+        net.exchange(a, b)
+
+    kept = [len(frame) for _, frame in b.node._exchanges._replies.values()]
+    assert len(kept) in (2, 3)
+    assert sum(kept) == b.node._exchanges._replies_bytes <= 3 * len(reply)
+
+
+def test_a_peer_that_always_pushes_cannot_drive_the_weights_out_of_float32(net: Any, quiet: Any) -> None:
+    """Each accepted push widens the next limit. Infinite weights would be a fault of our own, and end the daemon."""
+    learner = net.add(config=quiet, weight=0.1).learner
+    gate = learner._gates[0]
+    refused = False
+    for _ in range(600):
+        x = learner.weights().astype(np.float64)
+        own = float(np.linalg.norm(x))
+        room = 10 * own if gate.count < 4 else 0.99 * 16 * max(gate.mean, own / 16)
+        pushed = np.clip(x / own * min(own + room, 9.9 * own), -3.3e38, 3.3e38).astype(np.float32)
+        refused |= isinstance(learner.run(Respond(0, "f32", pushed.tobytes(), float("inf"))), JobRefused)
+    for sign in (1.0, -1.0):
+        change = np.full(x.size, sign * 3.3e38, np.float32)
+        assert isinstance(learner.run(Offer(0, "int8")), Offered)
+        assert isinstance(learner.run(Finish(0, "f32", change.tobytes())), JobRefused)
+
+    assert refused
+    assert np.isfinite(learner.weights()).all()
+    assert float(np.linalg.norm(learner.weights().astype(np.float64))) <= 1e18
