@@ -378,6 +378,7 @@ class Node:
                 self._directory.answered(peer, message, now, out)
                 self._answered(peer)
             case wire.Hello():
+                self._budget(peer, now, rate=REQUESTS_PER_S, burst=REQUESTS_BURST)
                 self._greeted(peer, message, now, out)
             case wire.Bye():
                 # It says why it closes; whoever runs this node should read it.
@@ -394,6 +395,8 @@ class Node:
                 if shard < len(self._run.shard_sizes):
                     self._membership.observe(contact, shard)
         else:
+            # It may have changed its run, or somebody said falsely that it holds our shards.
+            self._membership.forget(peer)
             detail = self._run.difference(run=hello.run, schema=hello.schema, task=hello.task)
             out.append(Emit(Refused(peer, Reason.OTHER_RUN, True, detail)))
         if not self._entered:
@@ -428,7 +431,10 @@ class Node:
             out.append(Send(peer, wire.encode(bye)))
             out.append(Drop(peer, str(error.reason)))
             self._links.ban(peer, now + BAN_S)
-            self._membership.forget(peer)
+            contact = self._membership.contact(peer)
+            if contact is not None:
+                self._remembered = [a for a in self._remembered if a not in contact.addresses]
+                self._membership.forget(peer)
 
     def _count(self, out: list[Effect]) -> None:
         """The counters of the snapshot are fed by the news, so that both tell the same."""
@@ -456,6 +462,7 @@ class Node:
 
     def _walk(self, now: float, out: list[Effect]) -> None:
         """Look for holders of our shards, and become one that is found."""
+        self._remember()
         for place in self._places:
             self._directory.look_up(place, "providers", now, out, place=place)
         self._deadlines.set(("walk",), now + self._walk_s * self._rng.uniform(0.8, 1.2))
@@ -463,8 +470,9 @@ class Node:
 
     def _provider_found(self, contact: Contact, place: Key) -> None:
         shard = self._places.get(place)
-        if shard is not None and contact.node not in self._membership:
-            self._membership.observe(contact, shard)
+        if shard is not None:
+            # What is known is better: this record is not verified yet.
+            self._membership.observe(self._membership.contact(contact.node) or contact, shard)
 
     def _dial_bootstrap(self, now: float, out: list[Effect]) -> None:
         """As long as nobody is connected: try all known addresses, ever more seldom, for ever."""
@@ -645,7 +653,14 @@ class Node:
         self._deadlines.set(("save",), now + interval * self._rng.uniform(0.8, 1.2))
 
     def _peers_entry(self) -> tuple[str, bytes]:
-        return memory.peers_entry([c.addresses[0] for c in self._membership.contacts() if c.addresses])
+        self._remember()
+        return memory.peers_entry(self._remembered)
+
+    def _remember(self) -> None:
+        """Addresses to try when we are alone, now and in the next life. A long silence empties pool and table, but not
+        this: those who were there longest stay until others take their places."""
+        present = [c.addresses[0] for c in self._membership.contacts() if c.addresses]
+        self._remembered = list(dict.fromkeys([*present, *self._remembered]))[: memory.PEERS_MAX]
 
     # --- the end ------------------------------------------------------------------------------------
 

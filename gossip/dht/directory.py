@@ -17,6 +17,7 @@ from gossip.deadlines import Deadlines
 from gossip.dht.ids import Key, NodeId, node_id
 from gossip.dht.lookup import Lookup
 from gossip.dht.records import (
+    Peeked,
     PeerRecord,
     ProviderRecord,
     RecordStore,
@@ -97,7 +98,8 @@ class Directory:
         self._rng = rng
         self._send = send
         self._found = found
-        self.table = RoutingTable(self._own, k=config.k)
+        # The node refreshes every 0.8 to 1.2 intervals; what was not looked into since the last time is due.
+        self.table = RoutingTable(self._own, k=config.k, refresh_interval_s=0.8 * config.refresh_interval_s)
         self.records = RecordStore(
             self._own,
             records_max=config.records_max,
@@ -108,7 +110,8 @@ class Directory:
         self._asked: dict[int, _Asked] = {}
         self._running: dict[int, _Running] = {}
         self._number = 0
-        self._parsed: dict[bytes, Contact | None] = {}
+        # By what it was named as, too: whoever names a peer record as a provider's must not hide it from us.
+        self._parsed: dict[tuple[Key | None, bytes], Contact | None] = {}
         self._verified: dict[bytes, bool] = {}
         self._published: dict[Key, float] = {}  # place -> when our provider record was last put there
         self._provider_records: dict[Key, bytes] = {}
@@ -135,7 +138,7 @@ class Directory:
         Not verified here: the channel has proved whose it is. The signature is for third parties, and everybody
         checks it before dialling because of a record.
         """
-        contact = self._parse(record, PeerRecord)
+        contact = self._parse(record)
         if contact is None or contact.node != peer:
             raise RemoteError(Reason.BAD_RECORD, "the record in hello is not the sender's own")
         probe = self.table.offer(contact, now)
@@ -190,7 +193,7 @@ class Directory:
             return
         if isinstance(message, Nodes | Records):
             named = message.records if isinstance(message, Nodes) else message.nodes
-            parsed = (self._parse(record, PeerRecord) for record in named)
+            parsed = (self._parse(record) for record in named)
             contacts = [contact for contact in parsed if contact is not None]
             if isinstance(message, Records) and running.place is not None:
                 self._collect(message.records, running.place)
@@ -206,6 +209,7 @@ class Directory:
         seeds = self.table.closest(target, self._config.k)
         if not seeds:
             return False
+        self.table.looked(target, now)
         number = self._next()
         reads = place is not None and not self._publish_due(place, now)
         width = READ_WIDTH if reads else self._config.k
@@ -288,14 +292,14 @@ class Directory:
 
     def _collect(self, records: list[bytes], place: Key) -> None:
         for record in records:
-            contact = self._parse(record, ProviderRecord)
+            contact = self._parse(record, place)
             if contact is not None:
                 self._found(contact, place)
 
     def _publish(self, place: Key, nearest: list[Contact], now: float, out: list[Effect]) -> None:
         """Put our provider record to the nodes nearest to the place, if it is time again."""
-        if not self._publish_due(place, now):
-            return
+        if not nearest or not self._publish_due(place, now):
+            return  # where nobody answered, the next lookup tries again
         interval = self._config.publish_interval_s
         # Jitter keeps nodes that started together from publishing together for ever.
         self._published[place] = now - interval * self._rng.uniform(0.0, 0.2)
@@ -321,18 +325,23 @@ class Directory:
         date = self._published.get(place, -inf) + self._config.publish_interval_s
         return bool(self._addresses) and now >= date
 
-    def _parse(self, record: bytes, kind: type[PeerRecord] | type[ProviderRecord]) -> Contact | None:
-        """The contact a record tells of, not verified; None where it is no such record."""
-        if record in self._parsed:
-            return self._parsed[record]
+    def _parse(self, record: bytes, place: Key | None = None) -> Contact | None:
+        """The contact that a peer record tells of, or a provider record of `place`, not verified; None where it is no
+        such record. Somebody's true record of another place would bring us a node that does not hold our shard.
+        """
+        name = (place, record)
+        if name in self._parsed:
+            return self._parsed[name]
         contact = None
         try:
-            peeked = peek_record(record, kind)
-            key = PublicKey(peeked.record.key)
-            contact = Contact(peeked.node, key, tuple(peeked.record.addresses), record)
+            peeked: Peeked[PeerRecord] | Peeked[ProviderRecord]
+            peeked = peek_record(record, PeerRecord) if place is None else peek_record(record, ProviderRecord)
+            if isinstance(peeked.record, PeerRecord) or peeked.record.place == place:
+                key = PublicKey(peeked.record.key)
+                contact = Contact(peeked.node, key, tuple(peeked.record.addresses), record)
         except RemoteError:
             pass
-        self._parsed[record] = contact
+        self._parsed[name] = contact
         if len(self._parsed) > PARSED_MAX:
             del self._parsed[next(iter(self._parsed))]
         return contact

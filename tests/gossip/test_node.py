@@ -141,7 +141,7 @@ def test_leaving_node_says_goodbye_and_answers_no_offer(net, quiet):
     net.run(2.0)
 
     net.tell(b, Leave())
-    net.run(1.0)
+    net.run(0.3)
 
     assert b.node.state == "stopping"
     assert (a.id, b.id) not in net.links

@@ -1,0 +1,131 @@
+"""What liars can and cannot do to a node that looks around, and how one finds back after a long silence."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from crypto.identity import Identity
+from crypto.signing import network_id
+from gossip import memory, wire
+from gossip.dht.ids import Key, node_id, provider_key
+from gossip.dht.records import PeerRecord, ProviderRecord, sign_record
+from gossip.dht.routing import Contact
+from gossip.events import DialFailed, Leave, Looked
+
+NETWORK = network_id("main")
+VICTIM = Identity.from_seed(b"\x55" * 32)
+
+
+def provider(place: Key) -> bytes:
+    return sign_record(
+        VICTIM,
+        NETWORK,
+        ProviderRecord(addresses=("10.9.9.9:1",), key=VICTIM.public_key, place=place, seq=1, ttl_s=100),
+    )
+
+
+def test_naming_a_record_as_one_of_the_other_kind_does_not_hide_it(net: Any, quiet: Any) -> None:
+    node = net.add(config=quiet)
+    place = provider_key(node.run.id, 0)
+    record = sign_record(
+        VICTIM,
+        NETWORK,
+        PeerRecord(addresses=("10.9.9.9:1",), key=VICTIM.public_key, run=bytes(32), seq=1, ttl_s=100),
+    )
+    directory = node.node._directory
+
+    directory._collect([record], place)  # a liar: a peer record among the providers
+    assert node_id(VICTIM.public_key) not in node.node._membership
+    introduced = directory.introduce(record, node_id(VICTIM.public_key), net.now, [])  # the victim itself
+
+    assert introduced.node == node_id(VICTIM.public_key)
+
+
+def test_a_true_record_of_another_place_makes_nobody_a_holder(net: Any, quiet: Any) -> None:
+    node = net.add(config=quiet)
+    place = provider_key(node.run.id, 0)
+
+    node.node._directory._collect([provider(provider_key(b"other" + bytes(27), 0))], place)
+    assert node.node._membership.partner(0, random.Random(1)) is None
+    node.node._directory._collect([provider(place)], place)
+    assert node.node._membership.partner(0, random.Random(1)) is not None
+
+
+def test_a_holder_of_several_shards_is_known_for_each(net: Any, quiet: Any, new_run: Any) -> None:
+    node = net.add(config=quiet, run=new_run(values=200, shard_max=100))
+    for shard in (0, 1):
+        place = provider_key(node.run.id, shard)
+        node.node._directory._collect([provider(place)], place)
+
+    assert all(node.node._membership.partner(shard, random.Random(1)) for shard in (0, 1))
+
+
+def test_a_peer_that_says_it_is_of_another_run_leaves_the_pool(net: Any, quiet: Any, new_run: Any) -> None:
+    node, other = net.add(config=quiet), net.add(config=quiet, run=new_run(name="other/1"))
+    record = other.node._directory.peer_record([])
+    node.node._membership.observe(
+        Contact(other.id, other.identity.public_key, (other.address,), record), shard=0
+    )
+
+    net.run(2.0)
+
+    assert (node.id, other.id) in net.links
+    assert other.id not in node.node._membership
+
+
+def test_what_nobody_took_is_published_again_soon(net: Any, quiet: Any) -> None:
+    a, b = net.add(config=quiet), net.add(config=quiet)
+
+    def deaf(source: Any, target: Any, frame: bytes) -> list[bytes]:
+        answer = isinstance(wire.decode(frame), wire.Nodes | wire.Records)
+        return [] if answer and net.now < 20.0 else [frame]
+
+    net.wire = deaf
+    net.run(200.0)
+
+    place = provider_key(a.run.id, 0)
+    for peer in (a, b):
+        assert len(peer.node._directory.records.get(place, net.now, limit=20, rng=random.Random(1))) == 2
+
+
+def test_the_refresh_interval_is_the_one_that_was_set(net: Any, quiet: Any) -> None:
+    often = replace(
+        quiet,
+        dht=replace(quiet.dht, refresh_interval_s=60.0),
+        membership=replace(quiet.membership, walk_interval_s=1e6),
+    )
+    node, _ = net.add(config=often), net.add(config=often)
+
+    net.run(600.0)
+
+    refreshes = [news for news in node.news if isinstance(news, Looked) and news.purpose == "refresh"]
+    assert 6 <= len(refreshes) / len(node.node._directory.table.stats()) <= 12
+
+
+@pytest.mark.parametrize("silent_s", [60.0, 3600.0])
+def test_after_a_long_silence_those_who_are_left_find_each_other(
+    net: Any, quiet: Any, silent_s: float
+) -> None:
+    """The only address they were started with is gone for good, pool and table have run empty."""
+    first, b, c = (net.add(config=quiet) for _ in range(3))
+    net.run(30.0)
+    dial, back = net._dial, net.now + silent_s
+
+    def through(peer: Any, order: Any) -> None:
+        if net.now < back or order.address == first.address or peer is first:
+            net.post(0.01, peer.id, DialFailed(order.address, order.peer, "no route"))
+        else:
+            dial(peer, order)
+
+    net._dial = through
+    for one, other in ((first, b), (first, c), (b, c)):
+        net.cut(one, other, "no route")
+    net.run(silent_s)
+    assert not net.links
+    net.run(300.0)
+
+    assert (b.id, c.id) in net.links
+    net.tell(b, Leave())
+    assert c.address in memory.peers(b.store)
