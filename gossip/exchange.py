@@ -492,7 +492,7 @@ class Exchanges:
         )
         signature = self._identity.sign(Purpose.REPLY, self._network, header)
         frame = wire.encode(ReplyMessage(header, payload, signature))
-        before = self._replies.pop(offer, None)  # of another peer that sent the same header: refused, of course
+        before = self._replies.pop(offer, None)  # of another peer, which sent the same header and was refused
         self._replies[offer] = (peer, frame)
         self._replies_bytes += len(frame) - (len(before[1]) if before is not None else 0)
         while len(self._replies) > self._config.reply_cache_max or (

@@ -16,6 +16,9 @@ from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Send
 
 # Frames that wait for one dial: a lookup and an exchange at the same time are three; the rest is slack.
 WAITING_MAX = 16
+# Connections kept that others opened. Eight below what the daemon lets in (p2pnode/door.py): else the 64 idle ones of a
+# network's first node shut out every newcomer that knows only its address.
+INBOUND_MAX = 56
 # Rest after the first failed dial, doubled for each further one, up to the second figure. Guesses near libp2p's.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 300.0
@@ -163,9 +166,13 @@ class Links:
         return True
 
     def shed(self, keep: Sequence[NodeId], out: list[Effect]) -> None:
-        """Above the limit, drop the least recently used connections that are not in `keep`."""
+        """Above a limit, drop the least recently used connections that are not in `keep`."""
         surplus = len(self._up) - self._connections_max
-        if surplus <= 0:
+        if surplus > 0:
+            idle = [node for node in self._up if node not in keep]
+            out.extend(Drop(node, "connection limit") for node in idle[:surplus])
             return
-        idle = [node for node in self._up if node not in keep]
-        out.extend(Drop(node, "connection limit") for node in idle[:surplus])
+        surplus = sum(link.inbound for link in self._up.values()) - INBOUND_MAX
+        if surplus > 0:
+            idle = [node for node, link in self._up.items() if link.inbound and node not in keep]
+            out.extend(Drop(node, "connection limit") for node in idle[:surplus])

@@ -12,9 +12,10 @@ from gossip.deadlines import Deadlines
 from gossip.dht.ids import NodeId
 from gossip.dht.routing import Contact
 from gossip.events import Dial, DialFailed, Drop, PeerUp, Persist, Send
-from gossip.links import Links
+from gossip.links import INBOUND_MAX, Links
 from gossip.membership import Membership
 from gossip.sequence import BLOCK, Sequence
+from p2pnode.door import Limits
 
 names = st.sampled_from("abcde")
 
@@ -115,8 +116,8 @@ def make_links(connections_max: int = 3) -> Links:
     return Links(connections_max=connections_max, rng=random.Random(0))
 
 
-def up(node: NodeId) -> PeerUp:
-    return PeerUp(node, PublicKey(bytes(32)), "10.0.0.1:7400", False)
+def up(node: NodeId, *, inbound: bool = False) -> PeerUp:
+    return PeerUp(node, PublicKey(bytes(32)), "10.0.0.1:7400", inbound)
 
 
 def test_frames_wait_for_the_dial_and_leave_in_order():
@@ -174,6 +175,17 @@ def test_least_recently_used_idle_connection_goes_first():
     out = []
     links.shed([nodes[1]], out)
     assert out == [Drop(nodes[2], "connection limit"), Drop(nodes[3], "connection limit")]
+
+
+def test_places_stay_free_for_those_who_come():
+    """A daemon turns strangers away once 64 connections are open that others opened."""
+    links, nodes = make_links(96), [contact(n).node for n in range(INBOUND_MAX + 2)]
+    out = []
+    for node in nodes:
+        links.opened(up(node, inbound=True), 0.0)
+    links.shed([nodes[0]], out)
+    assert out == [Drop(nodes[1], "connection limit"), Drop(nodes[2], "connection limit")]
+    assert Limits().inbound_max > INBOUND_MAX
 
 
 def test_budget_allows_the_burst_then_the_rate():
