@@ -195,7 +195,7 @@ class ControlServer:
     async def _export(self, params: Mapping[str, Any]) -> Any:
         _only(params, "path")
         path = params.get("path")
-        if not isinstance(path, str) or not os.path.isabs(path):
+        if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
             raise RequestError("params", "expected path, an absolute file name")
         return await self._served.export(path)
 

@@ -23,7 +23,7 @@ from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip.config import Config
 from gossip.dht.ids import node_id
-from gossip.errors import Reason
+from gossip.errors import LocalError, Reason
 from gossip.events import (
     Compute,
     Connected,
@@ -51,7 +51,7 @@ from gossip.learning.task import RunInfo
 from gossip.node import Node
 from gossip.snapshot import Snapshot
 from p2pnode import __version__
-from p2pnode.door import Limits
+from p2pnode.door import Limits, TokenBucket
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.metrics import Counters
 from p2pnode.peers import Peers
@@ -153,6 +153,7 @@ class Daemon:
             counters=self.counters,
             threads=threads,
         )
+        self._refusals_logged = TokenBucket()
         self._node: Node | None = None
         self._address = ""
         self._started_at = 0.0
@@ -314,7 +315,7 @@ class Daemon:
                 self._peers.drop(peer, reason)
 
     def _tell(self, news: News) -> None:
-        _log_news(news)
+        _log_news(news, self._refusals_logged, trio.current_time())
         if self._on_news is not None:
             self._on_news(news)
 
@@ -387,8 +388,15 @@ class Daemon:
         return {"id": node_id(key).hex(), "public_key": key.hex(), "address": self._address}
 
     async def evaluate(self) -> dict[str, Any]:
-        """The averaged read-out on the task's test split: its metrics, `loss` and `rows`."""
-        return dict(await self._worker.evaluate())
+        """The averaged read-out on the task's test split: its metrics, `loss` and `rows`.
+
+        Raises:
+            UserError: TASK; there is nothing to test with.
+        """
+        try:
+            return dict(await self._worker.evaluate())
+        except LocalError as error:  # a question must not end the daemon
+            raise UserError(ExitCode.TASK, f"cannot be tested: {error}.") from error
 
     async def export(self, path: str) -> dict[str, Any]:
         """Write the averaged read-out as safetensors.
@@ -421,11 +429,16 @@ class Daemon:
         return {}
 
 
-# Refusals that are normal, or that one peer can cause thousands of times a second; the counters have them.
+# Of all refusals, at most so many lines at `info` a second; a burst of as many as ten seconds allow. One peer can cause
+# fifty a second for as long as it likes. The counters have them all.
+REFUSALS_LOGGED_S = 2.0
+REFUSALS_LOGGED_BURST = 20.0
+
+# Refusals that are normal; only the counters and `debug` have them.
 _FREQUENT = (Reason.BUSY, Reason.NOT_READY, Reason.RATE_LIMITED, Reason.UNEXPECTED)
 
 
-def _log_news(news: News) -> None:
+def _log_news(news: News, refusals: TokenBucket, now: float) -> None:
     """Decisions and transitions at `info`; what happens many times a second at `debug`."""
     match news:
         case Connected():
@@ -437,7 +450,10 @@ def _log_news(news: News) -> None:
         case StateChanged():
             log.info("state", state=news.state)
         case Refused():
-            tell = log.debug if news.reason in _FREQUENT else log.info
+            seldom = news.reason not in _FREQUENT and refusals.spend(
+                now, rate=REFUSALS_LOGGED_S, burst=REFUSALS_LOGGED_BURST
+            )
+            tell = log.info if seldom else log.debug
             tell(
                 "refused" if news.by_us else "refused_by_peer",
                 peer=news.peer.hex()[:16] if news.peer is not None else None,

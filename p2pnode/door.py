@@ -41,8 +41,8 @@ class Door:
         self._inside = 0
         self._unproven = 0
         self._crowds: dict[Hashable, int] = {}  # connections by host and by network
-        self._all = _Bucket()
-        self._hosts: OrderedDict[Hashable, _Bucket] = OrderedDict()
+        self._all = TokenBucket()
+        self._hosts: OrderedDict[Hashable, TokenBucket] = OrderedDict()
 
     @property
     def inside(self) -> int:
@@ -87,15 +87,15 @@ class Door:
             if self._crowds[crowd] == 0:
                 del self._crowds[crowd]
 
-    def _host_bucket(self, host: Hashable) -> "_Bucket":
-        bucket = self._hosts.pop(host, None) or _Bucket()
+    def _host_bucket(self, host: Hashable) -> "TokenBucket":
+        bucket = self._hosts.pop(host, None) or TokenBucket()
         self._hosts[host] = bucket
         if len(self._hosts) > HOSTS_REMEMBERED:
             self._hosts.popitem(last=False)
         return bucket
 
 
-class _Bucket:
+class TokenBucket:
     """Token bucket that remembers what was taken, so that a new one is full."""
 
     __slots__ = ("_at", "_taken")

@@ -175,6 +175,7 @@ def test_without_a_daemon_the_sentence_says_how_to_start_one(home: Home) -> None
         (b'{"id": 1, "method": "shutdown"}', "unknown_method"),
         (b'{"id": 1, "method": "status", "params": {"x": 1}}', "params"),
         (b'{"id": 1, "method": "export", "params": {"path": "relative"}}', "params"),
+        (rb'{"id": 1, "method": "export", "params": {"path": "/tmp/a\u0000b"}}', "params"),
         (b'{"id": 1, "method": "export"}', "params"),
         (b'{"id": 1, "method": "join", "params": {"addresses": []}}', "params"),
         (b'{"id": 1, "method": "join", "params": {"addresses": [1]}}', "params"),

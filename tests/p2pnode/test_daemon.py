@@ -23,7 +23,8 @@ from safetensors.numpy import load_file
 from crypto.identity import Identity
 from gossip.config import Config, LearningConfig
 from gossip.dht.ids import node_id
-from gossip.events import Connected, Exchanged, News, Persist, StateChanged
+from gossip.errors import LocalError, Reason
+from gossip.events import Connected, Exchanged, News, Persist, Refused, StateChanged
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Leaf, RunInfo, Schema, vector_hash
@@ -290,6 +291,31 @@ async def test_a_snapshot_that_cannot_be_written_does_not_end_the_learning(autoj
             with pytest.raises(UserError):
                 await daemon.save()
     assert "snapshot_failed" in [line["event"] for line in lines]
+
+
+async def test_a_test_split_without_rows_is_a_sentence_and_not_the_end(autojump_clock: Clock) -> None:
+    [machine] = machines(1)
+
+    def nothing(vectors: Sequence[FloatArray]) -> list[dict[str, float]]:
+        raise LocalError("the task has no test rows")
+
+    machine.bowl.evaluate = nothing  # type: ignore[method-assign]
+    daemon = machine.daemon()
+    async with living(daemon):
+        with pytest.raises(UserError, match="no test rows"):
+            await daemon.evaluate()
+        before = daemon.status()["round"]
+        await until(lambda: daemon.status()["round"] > before + 5)
+
+
+async def test_a_flood_of_refusals_is_not_a_flood_of_lines(autojump_clock: Clock) -> None:
+    daemon = machines(1)[0].daemon()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(200):
+            daemon._tell(Refused(bytes(32), Reason.OTHER_RUN, True, "of another run"))
+            await trio.sleep(0.05)
+    told = [line for line in lines if line["log_level"] == "info"]
+    assert 20 <= len(told) <= 41
 
 
 async def test_a_fault_of_our_own_is_logged_and_ends_the_daemon(autojump_clock: Clock) -> None:
