@@ -170,6 +170,7 @@ class Node:
         self._places = {provider_key(run.id, shard): shard for shard in range(len(run.shard_sizes))}
         # Shards in the order of their last exchange, the longest ago first.
         self._turn = list(range(len(run.shard_sizes)))
+        self._addresses = addresses
         self._remembered = memory.peers(store)
         self._bootstrap: list[str] = []
         self._bootstrap_pause_s = BOOTSTRAP_S
@@ -463,10 +464,24 @@ class Node:
     def _walk(self, now: float, out: list[Effect]) -> None:
         """Look for holders of our shards, and become one that is found."""
         self._remember()
+        self._look_back(out)
         for place in self._places:
             self._directory.look_up(place, "providers", now, out, place=place)
         self._deadlines.set(("walk",), now + self._walk_s * self._rng.uniform(0.8, 1.2))
         self._walk_s = min(2.0 * self._walk_s, self._config.membership.walk_interval_s)
+
+    def _look_back(self, out: list[Effect]) -> None:
+        """Dial one address that nobody whom we know has.
+
+        Two parts of a network that formed apart, or forgot each other during a long partition, do not find each other
+        by lookups, and nobody in them is alone: without this they would stay two networks.
+        """
+        known = {address for contact in self._membership.contacts() for address in contact.addresses}
+        known.update(link.address for _, link in self._links.items())
+        known.update(self._addresses)
+        gone = [a for a in dict.fromkeys([*self._bootstrap, *self._remembered]) if a not in known]
+        if gone:
+            out.append(Dial(self._rng.choice(gone), None))
 
     def _provider_found(self, contact: Contact, place: Key) -> None:
         shard = self._places.get(place)

@@ -6,7 +6,7 @@ import numpy as np
 
 from gossip import wire
 from gossip.config import Config
-from gossip.events import DialFailed, Exchanged, Leave, StateChanged
+from gossip.events import DialFailed, Exchanged, Join, Leave, StateChanged
 
 
 def slow_rounds(config: Config) -> Config:
@@ -266,3 +266,26 @@ def test_node_whose_entrance_is_closed_says_isolated_and_learns_alone(net):
 
     assert alone.node.state == "isolated"
     assert alone.node.snapshot(net.now).round > 2
+
+
+def test_two_halves_that_formed_apart_become_one_network(net):
+    """Neither half is alone, so that nobody says isolated; each has an address of the other that was closed once."""
+    open_dial = net._dial
+    apart = True
+
+    def dial(peer, order):
+        other = next((p for p in net.peers.values() if p.address == order.address), None)
+        if apart and other is not None and (peer.number <= 2) != (other.number <= 2):
+            net.post(1.0, peer.id, DialFailed(order.address, order.peer, "no route"))
+        else:
+            open_dial(peer, order)
+
+    net._dial = dial
+    peers = [net.add(config=slow_rounds(Config())) for _ in range(4)]
+    net.tell(peers[3], Join((peers[2].address,)))
+    net.run(30.0)
+    assert [peer.node.snapshot(net.now).pool for peer in peers] == [1, 1, 1, 1]
+
+    apart = False
+    net.run(300.0)
+    assert [peer.node.snapshot(net.now).pool for peer in peers] == [3, 3, 3, 3]
