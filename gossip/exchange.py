@@ -67,6 +67,9 @@ AGE_MAX = 2**53
 INCOMING_MAX = 8
 # Replies kept in memory, whatever their number: eight of the largest. 64 states for newcomers would be 256 MiB.
 REPLIES_BYTES_MAX = 2**25
+# One peer has at most one part in so many of them: it waits for one reply per shard, and a flood of offers must not
+# push out what others may still ask for. We would have moved, and they not.
+REPLIES_SHARE = 8
 # Offers that are over and may still be heard of, ours and withdrawn ones: those of the last minute or so. A guess.
 CLOSED_MAX = 64
 EMPTY_HASH = hashlib.sha256(b"").digest()
@@ -492,14 +495,22 @@ class Exchanges:
         )
         signature = self._identity.sign(Purpose.REPLY, self._network, header)
         frame = wire.encode(ReplyMessage(header, payload, signature))
-        before = self._replies.pop(offer, None)  # of another peer, which sent the same header and was refused
+        self._forget_reply(offer)  # of another peer, which sent the same header and was refused
+        theirs = [digest for digest, (to, _) in self._replies.items() if to == peer]
+        if len(theirs) * REPLIES_SHARE >= self._config.reply_cache_max:
+            self._forget_reply(theirs[0])
         self._replies[offer] = (peer, frame)
-        self._replies_bytes += len(frame) - (len(before[1]) if before is not None else 0)
+        self._replies_bytes += len(frame)
         while len(self._replies) > self._config.reply_cache_max or (
             self._replies_bytes > REPLIES_BYTES_MAX and len(self._replies) > 1
         ):
-            self._replies_bytes -= len(self._replies.pop(next(iter(self._replies)))[1])
+            self._forget_reply(next(iter(self._replies)))
         out.append(Send(peer, frame))
+
+    def _forget_reply(self, offer: bytes) -> None:
+        kept = self._replies.pop(offer, None)
+        if kept is not None:
+            self._replies_bytes -= len(kept[1])
 
     def _end(self, shard: int, reason: Reason | None, *, crossed: bool = False) -> None:
         outgoing = self._outgoing.pop(shard)

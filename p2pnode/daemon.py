@@ -429,10 +429,10 @@ class Daemon:
         return {}
 
 
-# Of all refusals, at most so many lines at `info` a second; a burst of as many as ten seconds allow. One peer can cause
-# fifty a second for as long as it likes. The counters have them all.
+# Of all refusals, so many lines at `info` a second, and at once. One peer can cause fifty a second for as long as it
+# likes. The counters have them all.
 REFUSALS_LOGGED_S = 2.0
-REFUSALS_LOGGED_BURST = 20.0
+REFUSALS_LOGGED_BURST = 200.0
 
 # Refusals that are normal; only the counters and `debug` have them.
 _FREQUENT = (Reason.BUSY, Reason.NOT_READY, Reason.RATE_LIMITED, Reason.UNEXPECTED)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gossip import exchange, memory
-from gossip.events import Finish, JobRefused, Offer, Offered, Respond
+from gossip.events import Finish, JobRefused, Offer, Offered, Received, Respond
+from gossip.wire import OfferMessage, ReplyMessage, decode, encode
 
 
 def test_marks_on_the_disk_are_no_more_than_in_memory(
@@ -30,6 +31,7 @@ def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: py
     net.exchange(a, b)
     [(_, reply)] = b.node._exchanges._replies.values()
     monkeypatch.setattr(exchange, "REPLIES_BYTES_MAX", 3 * len(reply))
+    monkeypatch.setattr(exchange, "REPLIES_SHARE", 1)
 
     for _ in range(6):
         net.exchange(a, b)
@@ -37,6 +39,28 @@ def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: py
     kept = [len(frame) for _, frame in b.node._exchanges._replies.values()]
     assert len(kept) in (2, 3)
     assert sum(kept) == b.node._exchanges._replies_bytes <= 3 * len(reply)
+
+
+def test_a_flood_of_refused_offers_does_not_push_out_the_reply_of_another(net: Any, quiet: Any) -> None:
+    a, b, flooder = (net.add(config=quiet, weight=weight) for weight in (1.0, 3.0, 2.0))
+    net.run(5.0)
+    lost: list[bytes] = []
+
+    def wire_with_one_loss(source: Any, target: Any, frame: bytes) -> list[bytes]:
+        if source is not b or target is not a or lost or not isinstance(decode(frame), ReplyMessage):
+            return [frame]
+        lost.append(frame)
+        for number in range(100):  # cheap ones: nothing in them is true
+            header = b"header %d" % number
+            net.post(0.0, b.id, Received(flooder.id, encode(OfferMessage(header, b"", bytes(64)))))
+        return []
+
+    net.wire = wire_with_one_loss
+    net.exchange(a, b)
+    net.run(10.0)
+
+    assert lost
+    np.testing.assert_allclose(a.learner.weights() + b.learner.weights(), 4.0, rtol=1e-4)
 
 
 def test_a_peer_that_always_pushes_cannot_drive_the_weights_out_of_float32(net: Any, quiet: Any) -> None:
