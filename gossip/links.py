@@ -16,14 +16,19 @@ from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Send
 
 # Frames that wait for one dial: a lookup and an exchange at the same time are three; the rest is slack.
 WAITING_MAX = 16
-# Connections kept that others opened. Eight below what the daemon lets in (p2pnode/door.py): else the 64 idle ones of a
-# network's first node shut out every newcomer that knows only its address.
-INBOUND_MAX = 56
+# Places that the driver's door keeps beyond `inbound_kept`: without them the idle connections of a network's first node
+# would shut out every newcomer that knows only its address.
+NEWCOMERS = 8
 # Rest after the first failed dial, doubled for each further one, up to the second figure. Guesses near libp2p's.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 300.0
 # Peers whose failures are remembered; the oldest is forgotten first.
 BACKOFFS_MAX = 4096
+
+
+def inbound_kept(connections_max: int) -> int:
+    """How many connections that others opened are kept: 56 of 96, the rest is for those of our own choice."""
+    return max(1, connections_max * 7 // 12)
 
 
 class Link(Struct):
@@ -55,6 +60,7 @@ class Links:
         self._rng = rng
         # Least recently used first: a dict keeps the order of insertion, and use re-inserts.
         self._up: dict[NodeId, Link] = {}
+        self._inbound = 0  # of these
         self._waiting: dict[NodeId, _Waiting] = {}
         self._failures: dict[NodeId, tuple[int, float]] = {}  # node -> (failures in a row, not before)
         self._banned: dict[NodeId, float] = {}  # node -> until
@@ -100,6 +106,7 @@ class Links:
 
     def opened(self, event: PeerUp, now: float) -> None:
         self._up[event.peer] = Link(event.key, event.address, event.inbound, now, budget_at=now)
+        self._inbound += event.inbound
 
     def greeted(self, node: NodeId) -> None:
         """Its hello has come: only now is it forgiven that earlier dials failed. Who takes connections and closes
@@ -116,6 +123,7 @@ class Links:
     def closed(self, node: NodeId, now: float) -> bool:
         """The connection is gone; False if there was none."""
         link = self._up.pop(node, None)
+        self._inbound -= link is not None and link.inbound
         if link is not None and not link.greeted:
             self.rest(node, now)
         return link is not None
@@ -172,7 +180,7 @@ class Links:
             idle = [node for node in self._up if node not in keep]
             out.extend(Drop(node, "connection limit") for node in idle[:surplus])
             return
-        surplus = sum(link.inbound for link in self._up.values()) - INBOUND_MAX
+        surplus = self._inbound - inbound_kept(self._connections_max)
         if surplus > 0:
             idle = [node for node, link in self._up.items() if link.inbound and node not in keep]
             out.extend(Drop(node, "connection limit") for node in idle[:surplus])

@@ -48,6 +48,7 @@ from gossip.events import (
 )
 from gossip.learning.learner import Learner, SnapshotError
 from gossip.learning.task import RunInfo
+from gossip.links import NEWCOMERS, inbound_kept
 from gossip.node import Node
 from gossip.snapshot import Snapshot
 from p2pnode import __version__
@@ -143,7 +144,7 @@ class Daemon:
             post=self._post.send,
             entropy=entropy,
             counters=self.counters,
-            limits=limits,
+            limits=limits or Limits(inbound_max=inbound_kept(config.connections_max) + NEWCOMERS),
         )
         self._worker = Worker(
             learner=learner,

@@ -12,7 +12,7 @@ from gossip.deadlines import Deadlines
 from gossip.dht.ids import NodeId
 from gossip.dht.routing import Contact
 from gossip.events import Dial, DialFailed, Drop, PeerUp, Persist, Send
-from gossip.links import INBOUND_MAX, Links
+from gossip.links import NEWCOMERS, Links, inbound_kept
 from gossip.membership import Membership
 from gossip.sequence import BLOCK, Sequence
 from p2pnode.door import Limits
@@ -179,13 +179,13 @@ def test_least_recently_used_idle_connection_goes_first():
 
 def test_places_stay_free_for_those_who_come():
     """A daemon turns strangers away once 64 connections are open that others opened."""
-    links, nodes = make_links(96), [contact(n).node for n in range(INBOUND_MAX + 2)]
+    links, nodes = make_links(96), [contact(n).node for n in range(inbound_kept(96) + 2)]
     out = []
     for node in nodes:
         links.opened(up(node, inbound=True), 0.0)
     links.shed([nodes[0]], out)
     assert out == [Drop(nodes[1], "connection limit"), Drop(nodes[2], "connection limit")]
-    assert Limits().inbound_max > INBOUND_MAX
+    assert Limits().inbound_max == inbound_kept(96) + NEWCOMERS
 
 
 def test_budget_allows_the_burst_then_the_rate():
