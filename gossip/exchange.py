@@ -65,6 +65,10 @@ MARKS_MAX = 65536
 AGE_MAX = 2**53
 # Offers being worked on at the same time; more are answered "busy". Bounds the memory held by payloads to 32 MiB.
 INCOMING_MAX = 8
+# Offers of one peer that may move us between two of our own rounds. Partners are drawn at random, so an honest one
+# seldom comes twice; one that comes again and again would carry us wherever it likes, a clip length at a time, and
+# widen the clip limit with each step (measured: a factor of ten in 14 contacts). No limit with one known partner.
+MOVES_MAX = 2
 # Replies kept in memory, whatever their number: eight of the largest. 64 states for newcomers would be 256 MiB.
 REPLIES_BYTES_MAX = 2**25
 # One peer has at most one part in so many of them: it waits for one reply per shard, and a flood of offers must not
@@ -146,6 +150,8 @@ class Exchanges:
         self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
         self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
         self._replies_bytes = 0
+        self._moves: dict[NodeId, int] = {}  # offers worked on since our last round began, by peer
+        self._alone = True
         self._closed: dict[bytes, None] = {}  # offers, by the hash of their header, that are over
         # Smoothed time to an answer and its deviation (Jacobson 1988, as in RFC 6298), so that nobody has to guess.
         self._answer_s = 0.0
@@ -168,6 +174,11 @@ class Exchanges:
         assert shard not in self._outgoing
         self._outgoing[shard] = _Outgoing(peer, key, "offering", self.ages[shard], since=now)
         self._compute(shard, Offer(shard, self._config.codec), out)
+
+    def new_round(self, *, alone: bool) -> None:
+        """A round of ours begins. `alone`: no more than one partner is known."""
+        self._moves.clear()
+        self._alone = alone
 
     # --- facts ------------------------------------------------------------------------------------
 
@@ -248,8 +259,12 @@ class Exchanges:
             return
         if len(self._incoming) >= INCOMING_MAX:
             raise RemoteError(Reason.BUSY, f"{INCOMING_MAX} other offers are being worked on")
+        moves = self._moves.get(peer, 0)
+        if moves >= MOVES_MAX and not self._alone:
+            raise RemoteError(Reason.BUSY, f"{MOVES_MAX} offers of one peer per round of ours are enough")
         job = self._answer_to(header, message.payload)
         out.append(Persist((memory.mark_entry(header.author, header.seq),)))
+        self._moves[peer] = moves + 1
         ticket = self._tickets()
         self._incoming[ticket] = _Incoming(header.shard, peer, key, digest, header.age, header.codec)
         out.append(Compute(ticket, job))

@@ -86,10 +86,8 @@ class Links:
         self, node: NodeId, addresses: Sequence[str], frame: bytes, now: float, out: list[Effect]
     ) -> bool:
         """Send now, or dial first. False: not possible now (no address, resting, or too much waits already)."""
-        link = self._up.get(node)
-        if link is not None:
-            del self._up[node]
-            self._up[node] = link
+        if node in self._up:
+            self.used(node)
             out.append(Send(node, frame))
             return True
         waiting = self._waiting.get(node)
@@ -113,6 +111,10 @@ class Links:
         them again would otherwise be dialled in every round."""
         self._up[node].greeted = True
         self._failures.pop(node, None)
+
+    def used(self, node: NodeId) -> None:
+        """Something was sent or received: it is the last to be dropped as idle."""
+        self._up[node] = self._up.pop(node)
 
     def flush(self, node: NodeId, out: list[Effect]) -> None:
         """Send what waited for `node`, which is up now."""

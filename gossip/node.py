@@ -301,7 +301,8 @@ class Node:
         self._same_run.pop(event.peer, None)
         self._with.pop(event.peer, None)
         out.append(Emit(Disconnected(event.peer, event.reason)))
-        self._gone(event.peer, now, out)
+        self._directory.lost(event.peer, now, out)
+        self._exchanges.lost(event.peer, now, out)
         if not len(self._links):
             self._entered = False
             self._deadlines.set(("bootstrap",), now + self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5))
@@ -310,13 +311,10 @@ class Node:
         out.append(Emit(Unreachable(event.address, event.reason)))
         if event.peer is None or not self._links.dial_failed(event, now, out):
             return
-        self._gone(event.peer, now, out)
+        self._directory.unreachable(event.peer, now, out)
+        self._exchanges.lost(event.peer, now, out)
         if self._links.failures(event.peer) >= FORGET_FAILURES:
             self._membership.forget(event.peer)
-
-    def _gone(self, peer: NodeId, now: float, out: list[Effect]) -> None:
-        self._directory.unreachable(peer, now, out)
-        self._exchanges.lost(peer, now, out)
 
     def _send_frame(self, peer: NodeId, frame: bytes, now: float, out: list[Effect]) -> bool:
         contact = self._membership.contact(peer)
@@ -346,6 +344,7 @@ class Node:
         link = self._links.get(event.peer)
         if link is None:
             return  # the connection ended while the frame was under way
+        self._links.used(event.peer)
         try:
             message = wire.decode(event.frame)
         except RemoteError as error:
@@ -561,6 +560,7 @@ class Node:
         self._round_at = now
         self._awaited = None
         self._tries = TRIES
+        self._exchanges.new_round(alone=len(self._membership) <= 1)
         if self._joined:
             # Without steps the job only refreshes the averaged read-out.
             steps = self._config.learning.local_steps if self._training else 0

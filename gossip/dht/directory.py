@@ -148,8 +148,12 @@ class Directory:
         return contact
 
     def unreachable(self, peer: NodeId, now: float, out: list[Effect]) -> None:
-        """No address of `peer` answers, or the connection went while we waited."""
+        """No address of `peer` answers."""
         self.table.failed(peer, now)
+        self.lost(peer, now, out)
+
+    def lost(self, peer: NodeId, now: float, out: list[Effect]) -> None:
+        """The connection to `peer` ended: what it was asked stays unanswered. It may well be alive."""
         for number, asked in list(self._asked.items()):
             if asked.peer == peer:
                 self._fail(number, now, out)

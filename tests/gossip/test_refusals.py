@@ -274,3 +274,17 @@ def test_busy_is_a_signed_answer_and_no_fault(net, pair):
     }
     assert_refused(net, pair, offer(attacker, victim), "busy")
     assert (victim.id, attacker.id) in net.links
+
+
+def test_one_peer_moves_us_only_a_little_between_our_own_rounds(net, quiet, pair):
+    victim, attacker = pair
+    for _ in range(2):
+        net.add(config=quiet, weight=1.0)
+    net.run(3.0)
+    victim.node._exchanges.new_round(alone=False)
+    for seq in range(20):
+        deliver(net, attacker, victim, offer(attacker, victim, seq=10**6 + seq))
+    assert victim.refused()["busy"] == 18
+    victim.node._exchanges.new_round(alone=False)
+    deliver(net, attacker, victim, offer(attacker, victim, seq=10**7))
+    assert victim.refused()["busy"] == 18

@@ -237,6 +237,26 @@ def test_the_read_out_is_a_running_mean_taken_before_the_local_change() -> None:
     assert one.steps == 8
 
 
+def test_the_read_out_is_the_mean_over_all_rounds_whenever_somebody_looks() -> None:
+    watched, one, other = learner(), learner(), learner(1.0)
+    expected = one.weights().astype(np.float64)
+    for number in range(12):
+        shard = number % 3  # one of them is never exchanged
+        if shard < 2:
+            offered = other.run(Offer(shard, "f32"))
+            assert isinstance(offered, Offered)
+            for receiver in (watched, one):
+                assert isinstance(receiver.run(Respond(shard, "f32", offered.payload, INFINITY)), Responded)
+        for receiver in (watched, one):
+            receiver.run(Train(0))
+        expected = 0.5 * expected + 0.5 * one.weights()
+        assert np.allclose(watched.readout(), expected, atol=1e-6)
+    restored = learner()
+    restored.load(one.dump())
+    for late in (one, restored):
+        assert np.allclose(late.readout(), expected, atol=1e-6)
+
+
 def test_a_training_job_that_diverged_changes_no_weight() -> None:
     one = learner(1)
     before = one.weights().copy()
