@@ -14,6 +14,7 @@ import msgspec
 
 from simulation.fleet_command import fleet
 from simulation.scenario import ScenarioError, describe, load, shipped
+from simulation.swarm_command import shrink, swarm
 
 if TYPE_CHECKING:
     from simulation.run import Report
@@ -26,6 +27,8 @@ def main() -> None:
 
 
 main.add_command(fleet)
+main.add_command(swarm)
+main.add_command(shrink)
 
 
 @main.command("list")

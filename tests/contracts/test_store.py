@@ -1,4 +1,4 @@
-"""The contract of Store, for the disk and for memory alike."""
+"""The contract of Store, for the disk, for memory and for the disk of the simulator alike."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from p2pnode.store import MemoryStore, SqliteStore, Store
+from simulation.disk import SimulatedDisk
 
 Reopen = Callable[[Store | None], Store]
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "memory", "simulated"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
     """Opens the store; given an open one, closes it and opens what the next process would see."""
 
@@ -19,7 +20,8 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
             store.close()
         if request.param == "sqlite":
             return SqliteStore(tmp_path / "state")
-        return store if isinstance(store, MemoryStore) else MemoryStore()
+        kind = MemoryStore if request.param == "memory" else SimulatedDisk
+        return store if isinstance(store, kind) else kind()
 
     return open_again
 

@@ -1,0 +1,186 @@
+"""What a seed of the swarm makes of itself: sizes, rates, and which faults it is going to meet.
+
+Swarm testing (Groce, Zhang, Eide, Chen and Regehr 2012): each seed leaves most kinds of faults out, at random, because
+faults hide one another; many different mixtures find more than all kinds at once. Each kind draws from a generator of
+its own, so that switching one off leaves the others as they were: that is what makes shrinking work.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import msgspec
+from msgspec import Struct
+
+from gossip.config import Config, DhtConfig, ExchangeConfig, LearningConfig, MembershipConfig
+from simulation.network import LinkSettings
+from simulation.scenario import ComputeSettings, FaultSettings, Scenario, TaskSettings
+from simulation.seeds import Seeds
+
+# Kinds of faults, by what they strike. All of them are counted when they really struck, and not when planned.
+FRAME_KINDS = ("loss", "delay", "duplication", "reorder", "corruption", "partition", "one_way", "clog")
+MACHINE_KINDS = (
+    "churn",
+    "crash",
+    "power_loss",
+    "torn_snapshot",
+    "disk_full",
+    "io_error",
+    "key_change",
+    "slow_compute",
+    "clock_drift",
+    "clock_jump",
+    "address_change",
+    "rebinding",
+    "flash_crowd",
+    "mass_leave",
+)
+HOSTILE_KINDS = (
+    "forged",
+    "impersonated",
+    "replayed",
+    "reordered",
+    "oversized",
+    "junk",
+    "equivocation",
+    "false_address",
+    "flood",
+    "poison_nan",
+    "poison_huge",
+    "poison_flip",
+    "other_run",
+)
+KINDS = FRAME_KINDS + MACHINE_KINDS + HOSTILE_KINDS
+
+NODES_MIN = 3
+NODES_MAX = 40
+# Rounds of a safety phase. Each node trains and exchanges so often; enough that everything has happened to somebody.
+ROUNDS = (15, 40)
+
+
+class SwarmOptions(Struct, frozen=True, kw_only=True):
+    """Everything about one run but its seed."""
+
+    nodes: int  # honest ones; the hostile come on top
+    safety_s: float  # virtual seconds with faults
+    values: int  # of the model
+    kinds: tuple[str, ...]  # faults that this run may meet
+    corruption: float  # a frame does not authenticate, which ends its connection
+    scenario: Scenario  # nodes and villains, link, config
+
+    @property
+    def villains(self) -> tuple[str, ...]:
+        """One hostile node of each hostile kind."""
+        return tuple(kind for kind in HOSTILE_KINDS if kind in self.kinds)
+
+
+def draw(
+    seed: int,
+    *,
+    nodes_max: int = NODES_MAX,
+    nodes: int | None = None,
+    without: Iterable[str] = (),
+    shorten: float = 1.0,
+) -> SwarmOptions:
+    """The options of a seed, and what a person changes of them.
+
+    Args:
+        seed: Decides everything.
+        nodes_max: At most so many honest nodes.
+        nodes: Exactly so many, instead.
+        without: Kinds that are switched off.
+        shorten: The safety phase lasts this share of what was drawn.
+    """
+    seeds = Seeds(seed)
+    size = seeds.random("swarm", "size")
+    # Log-uniform: small networks find most bugs, and finish first.
+    drawn = round(NODES_MIN * (nodes_max / NODES_MIN) ** size.random())
+    count = nodes if nodes is not None else max(NODES_MIN, min(nodes_max, drawn))
+    off = dict.fromkeys(without)
+    share = size.choice((0.1, 0.2, 0.35))
+    kinds = tuple(
+        kind for kind in KINDS if seeds.random("swarm", "kind", kind).random() < share and kind not in off
+    )
+    rng = seeds.random("swarm", "settings")
+    round_s = 0.2 * 150.0 ** rng.random()  # 0.2 s to 30 s, log-uniform
+    link = _link(seeds, kinds)
+    config = _config(seeds, round_s)
+    safety_s = max(10.0, round_s * rng.randint(*ROUNDS)) * shorten
+    values = rng.choice((8, 40, 64, 130, 300))
+    shards = rng.choice((1, 1, 2, 3))
+    learning = replace(config.learning, shard_values_max=-(-values // shards))
+    villains = [kind for kind in kinds if kind in HOSTILE_KINDS]
+    scenario = Scenario(
+        name="swarm",
+        nodes=count + len(villains),
+        duration_s=safety_s,
+        start_s=rng.choice((0.0, 1.0, 5.0)),
+        join=rng.choice(("first", "random")),
+        task=TaskSettings(name="synthetic"),
+        network=link,
+        compute=ComputeSettings(
+            train_s=round_s * rng.choice((0.05, 0.3)),
+            spread_sigma=rng.choice((0.0, 0.3, 1.0)),
+            exchange_s=rng.choice((0.0, 0.0, 0.01)),
+            lanes=16,
+        ),
+        faults=FaultSettings(silence_s=rng.uniform(1.0, 10.0)),
+        config=replace(config, learning=learning),
+    )
+    return SwarmOptions(
+        nodes=count,
+        safety_s=safety_s,
+        values=values,
+        kinds=kinds,
+        corruption=seeds.random("swarm", "corruption").choice((0.001, 0.01))
+        if "corruption" in kinds
+        else 0.0,
+        scenario=scenario,
+    )
+
+
+def _link(seeds: Seeds, kinds: tuple[str, ...]) -> LinkSettings:
+    rng = seeds.random("swarm", "link")
+    mean = 0.0005 * 300.0 ** rng.random()  # half a millisecond to 0.15 s
+    settings = LinkSettings(
+        delay_s_mean=mean,
+        delay_s_min=mean * rng.uniform(0.1, 1.0),
+        jitter=rng.choice(("lognormal", "exponential", "none")),
+        bandwidth_bytes_s=rng.choice((0.0, 125e6, 2.5e5)),
+    )
+    rates = {"loss": "loss", "delay": "spike", "duplication": "duplication", "reorder": "reorder"}
+    for kind, key in rates.items():
+        if kind in kinds:
+            rate = 0.005 * 60.0 ** seeds.random("swarm", kind).random()  # half a percent to 30 %
+            settings = msgspec.structs.replace(settings, **{key: rate})
+    return settings
+
+
+def _config(seeds: Seeds, round_s: float) -> Config:
+    rng = seeds.random("swarm", "config")
+    walk_s = round_s * rng.uniform(8.0, 30.0)
+    publish_s = max(10.0, walk_s * rng.uniform(0.5, 3.0))
+    return Config(
+        network="swarm",
+        connections_max=rng.choice((6, 12, 96)),
+        dht=DhtConfig(
+            k=rng.choice((4, 8, 20)),
+            alpha=rng.choice((1, 3)),
+            request_timeout_s=rng.choice((1.0, 3.0)),
+            refresh_interval_s=publish_s * 4.0,
+            publish_interval_s=publish_s,
+            record_ttl_s_max=publish_s * 2.0,
+            records_max=rng.choice((256, 4096)),
+        ),
+        membership=MembershipConfig(walk_interval_s=walk_s),
+        exchange=ExchangeConfig(
+            codec=rng.choice(("f32", "int8", "int4")),
+            timeout_s=rng.choice((3.0, 10.0)),
+            reply_cache_max=rng.choice((4, 64)),
+            join_patience_s=rng.choice((2.0, 10.0)),
+        ),
+        learning=LearningConfig(
+            local_steps=1,
+            round_interval_s=round_s,
+            save_interval_s=round_s * rng.choice((2.0, 10.0)),
+        ),
+    )

@@ -1,0 +1,379 @@
+"""A world in which everything goes wrong that the swarm knows of: disks, clocks, addresses, keys, and liars.
+
+The nodes of `simulation.world.World`, with a simulated disk and a clock of their own each. The first nodes are honest,
+those after `SwarmOptions.nodes` are villains.
+"""
+
+import numpy as np
+
+from crypto.identity import Identity
+from crypto.signing import network_id
+from gossip.dht.ids import node_id
+from gossip.events import Event, Job, JobResult, News, PeerDown, Persist, Received, Refused, Woken
+from gossip.node import Node
+from p2pnode.errors import UserError
+from simulation.clock import Clocked
+from simulation.draw import SwarmOptions
+from simulation.incidents import Incident, plan_incidents
+from simulation.network import LinkModel, LinkSettings
+from simulation.seeds import Seeds
+from simulation.swarm_network import SwarmLinks
+from simulation.synthetic import SyntheticParts
+from simulation.villain import Villain
+from simulation.watch import SwarmChecker
+from simulation.world import Core, Host, World
+
+# Drift of a bad quartz is a ten-thousandth; of a virtual machine that is starved, much more.
+DRIFT_MAX = 0.1
+# A laptop that slept.
+JUMP_S_MAX = 3600.0
+SLOWER = 30.0
+
+
+class SwarmWorld(World):
+    """Args:
+    options: Of this run.
+    seeds: Of this run.
+    parts: Made from the same two.
+    replay: The command that repeats this run.
+    """
+
+    def __init__(self, options: SwarmOptions, seeds: Seeds, parts: SyntheticParts, *, replay: str) -> None:
+        self.options = options
+        self.parts = parts
+        self._struck: dict[str, int] = {}
+        self._hostile: dict[bytes, str] = {}  # hostile frames that were sent -> kind
+        self._absent: dict[int, float] = {}  # host -> it belongs to the crowd that comes at this date
+        self._healed = False
+        super().__init__(options.scenario, seeds, parts, replay=replay, check=False, tap=self._seen)
+        self._train_s = [host.train_s for host in self.hosts]
+        self.incidents = plan_incidents(options, seeds)
+        self.checker = SwarmChecker(
+            run=parts.run_id,
+            network=network_id(options.scenario.config.network),
+            honest={host.key: None for host in self.hosts[: options.nodes]},
+            replay=replay,
+        )
+        self._checker = self.checker  # type: ignore[assignment]  # the same calls, another judge
+        self._settle = True
+        parts.witness = self.checker
+        self.network = SwarmLinks(
+            options.scenario.network,
+            seeds.random("network"),
+            partitions=self.incidents.partitions,
+            one_way=self.incidents.one_way,
+            clogs=self.incidents.clogs,
+            corruption=options.corruption,
+            corrupted=self._corrupted,
+        )
+        for index, act in enumerate(options.villains, options.nodes):
+            self._enlist(index, act)
+        for incident in self.incidents.machines:
+            self._plan(incident)
+        cuts = [(cut.start_s, cut.end_s) for cut in self.incidents.partitions]
+        cuts += [(cut.start_s, cut.end_s) for cut in self.incidents.one_way]
+        for start, end in cuts:
+            date = start + self.scenario.faults.silence_s
+            if date < end:
+                self._at(date, self.hosts[0], self._break_cut_links)
+
+    # --- what the swarm asks --------------------------------------------------------------------------
+
+    @property
+    def honest(self) -> list[Host]:
+        return self.hosts[: self.options.nodes]
+
+    @property
+    def faults(self) -> dict[str, int]:
+        counts = dict(super().faults)
+        for kind, count in self._struck.items():
+            counts[kind] = counts.get(kind, 0) + count
+        return dict(sorted(counts.items()))
+
+    def node(self, host: Host) -> Node:
+        """The core of an honest node that runs."""
+        clocked = host.core
+        assert isinstance(clocked, Clocked)
+        assert isinstance(clocked.core, Node)
+        return clocked.core
+
+    def heal(self) -> None:
+        """The faults stop: a sound network, everybody up, villains gone, nobody trains any more."""
+        self._healed = True
+        self.parts.training = False
+        counts = self.network.counts
+        delay = self.scenario.network
+        sound = LinkSettings(
+            delay_s_mean=delay.delay_s_mean, delay_s_min=delay.delay_s_min, jitter=delay.jitter
+        )
+        self.network = LinkModel(sound, self.seeds.random("network", "sound"))
+        self.network.counts = counts
+        self._absent.clear()
+        for host in self.hosts[self.options.nodes :]:
+            if host.core is not None:
+                self._stop(host, noticed_after_s=0.0)
+        for host in self.honest:
+            disk = self.parts.disks[host.index]
+            disk.full = disk.broken = disk.tear = False
+            host.train_s = self._train_s[host.index]
+            self.boot(host)
+
+    def inspect(self) -> None:
+        """Bounds of every table and queue of honest nodes; nobody honest is banned or convicted."""
+        self_ids = {host.id: host for host in self.honest}
+        config = self.scenario.config
+        for host in self.honest:
+            if host.core is None:
+                continue
+            node = self.node(host)
+            if not np.isfinite(host.worker.weights()).all():  # type: ignore[union-attr]
+                self.checker.fail(host, "its weights are not finite")
+            links, exchanges, directory = node._links, node._exchanges, node._directory
+            self.checker.bounds(
+                host,
+                {
+                    "connections": (len(links), config.connections_max + len(exchanges.partners) + 1),
+                    "dials": (len(links._waiting), 256),
+                    "failures": (len(links._failures), 4096),
+                    "bans": (len(links._banned), 4096),
+                    "incoming exchanges": (len(exchanges._incoming), 8),
+                    "outgoing exchanges": (len(exchanges._outgoing), len(node._run.shard_sizes)),
+                    "replies": (len(exchanges._replies), config.exchange.reply_cache_max),
+                    "closed offers": (len(exchanges._closed), 64),
+                    "requests": (len(directory._asked), 512),
+                    "lookups": (len(directory._running), 128),
+                    "records": (len(directory.records), config.dht.records_max),
+                    "contacts": (len(directory.table), 256 * config.dht.k),
+                    "pool": (len(node._membership), config.membership.pool_max),
+                    "deadlines": (len(node._deadlines._heap), 8192),
+                },
+            )
+            clock = self.parts.clocks[host.index]
+            for peer in links._banned:
+                if peer in self_ids and links.banned(peer, clock.local(self.now)):
+                    self.checker.fail(host, f"it has banned the honest node {self_ids[peer].index}")
+            for owner in directory.records._proofs:
+                if owner in self_ids:
+                    self.checker.fail(
+                        host, f"it holds a proof against the honest node {self_ids[owner].index}"
+                    )
+
+    # --- the beginning ----------------------------------------------------------------------------------
+
+    def _enlist(self, index: int, act: str) -> None:
+        every_s = self.options.safety_s / 40.0
+
+        def make(node: Node, host: Host) -> Core:
+            return Villain(
+                node,
+                host,
+                act,
+                run=self.parts.run_info,
+                seeds=self.seeds,
+                now=self.now,
+                every_s=every_s,
+                mark=self._mark,
+            )
+
+        self.parts.hostile[index] = make
+        if act == "false_address":
+            victim = self.seeds.random("swarm", "victim").randrange(self.options.nodes)
+            self.parts.false_addresses[index] = (self.hosts[victim].address, "10.254.0.1:1")
+
+    def _mark(self, frame: bytes, kind: str) -> None:
+        self._hostile[frame] = kind
+
+    def _plan(self, incident: Incident) -> None:
+        def strike() -> None:
+            if not self._healed:
+                self._strike(incident)
+
+        def end() -> None:
+            if not self._healed:
+                self._end(incident)
+
+        if incident.kind == "flash_crowd":
+            for node in incident.nodes:
+                self._absent[node] = incident.start_s
+        self._at(incident.start_s, self.hosts[0], strike)
+        if incident.end_s > incident.start_s:
+            self._at(incident.end_s, self.hosts[0], end)
+
+    def boot(self, host: Host) -> None:
+        if host.index >= self.options.nodes and self._healed:
+            return
+        if self._absent.get(host.index, 0.0) > self.now:
+            return
+        super().boot(host)
+
+    # --- what strikes -----------------------------------------------------------------------------------
+
+    def _strike(self, incident: Incident) -> None:
+        for index in incident.nodes:
+            host = self.hosts[index]
+            disk, clock = self.parts.disks[index], self.parts.clocks[index]
+            rng = self._rng
+            match incident.kind:
+                case "flash_crowd":
+                    self._absent.pop(index, None)
+                    if host.core is None:
+                        self._strikes("flash_crowd")
+                        self.boot(host)
+                case "clock_drift":
+                    # Set before the first boot: events of the same date go by the order in which they were planned.
+                    clock.rate = 1.0 + rng.uniform(-DRIFT_MAX, DRIFT_MAX)
+                    self._strikes("clock_drift")
+                case "clock_jump":
+                    if host.core is not None:
+                        clock.jump(rng.uniform(0.0, JUMP_S_MAX) * rng.random() ** 2)
+                        self._strikes("clock_jump")
+                        self._deliver(host, Woken())
+                case "disk_full":
+                    disk.full = True
+                case "io_error":
+                    disk.broken = True
+                case "torn_snapshot":
+                    disk.tear = True
+                case "slow_compute":
+                    if host.core is not None:
+                        host.train_s *= SLOWER
+                        self._strikes("slow_compute")
+                case "churn" | "mass_leave" if host.core is not None:
+                    if incident.kind == "mass_leave":
+                        self._strikes("mass_leave")
+                    self.leave(host)
+                case "crash":
+                    self.crash(host)
+                case "power_loss" if host.core is not None:
+                    disk.off = True
+                    self.crash(host)
+                case "key_change" | "address_change" if host.core is not None:
+                    self._stop(host, noticed_after_s=0.0)
+                case "rebinding" if host.core is not None and host.links:
+                    self._rebind(host)
+                case _:
+                    pass  # it hit somebody who was away
+
+    def _end(self, incident: Incident) -> None:
+        for index in incident.nodes:
+            host = self.hosts[index]
+            disk = self.parts.disks[index]
+            match incident.kind:
+                case "disk_full" | "io_error" | "torn_snapshot":
+                    disk.full = disk.broken = disk.tear = False
+                case "slow_compute":
+                    host.train_s = self._train_s[index]
+                case "key_change" if host.core is None:
+                    self._change_key(host)
+                case "address_change" if host.core is None:
+                    self._change_address(host)
+                case _:
+                    pass
+            self.boot(host)
+
+    def _strikes(self, kind: str) -> None:
+        self._struck[kind] = self._struck.get(kind, 0) + 1
+
+    def _corrupted(self, source: int, target: int) -> None:
+        a, b = self.hosts[source], self.hosts[target]
+
+        def broken() -> None:
+            self._break(a, b, "a frame did not authenticate")
+
+        self._later(0.0, a, broken)
+
+    def _break(self, a: Host, b: Host, reason: str) -> None:
+        for end, gone in ((a, b), (b, a)):
+            if end.core is not None and end.links.pop(gone.id, None) is not None:
+                self._deliver(end, PeerDown(gone.id, reason))
+
+    def _rebind(self, host: Host) -> None:
+        """A middlebox forgets the connections of a node; both ends notice when nothing comes for long enough."""
+        silence = self.scenario.faults.silence_s
+        network = self.network
+        if isinstance(network, SwarmLinks):
+            network.mute(host.index, self.now + silence)
+        links = list(host.links.values())
+
+        def noticed() -> None:
+            for link in links:
+                other = link.b if link.a is host else link.a
+                if host.links.get(other.id) is link:
+                    self._strikes("rebinding")
+                    self._break(host, other, "timed out")
+
+        self._later(silence, host, noticed)
+
+    def _change_key(self, host: Host) -> None:
+        """The disk is gone with everything on it: the machine comes back as somebody new."""
+        self._strikes("key_change")
+        self.parts.disks[host.index].wipe()
+        host.saved = None
+        host.identity = Identity.generate(self.seeds.entropy("identity", host.index, host.life))
+        host.key = host.identity.public_key
+        host.id = node_id(host.key)
+        self.checker.trust(host.key)
+
+    def _change_address(self, host: Host) -> None:
+        self._strikes("address_change")
+        del self._by_address[host.address]
+        host.address = f"10.{host.index % 256}.{100 + host.life % 100}.1:7400"
+        self._by_address[host.address] = host
+
+    # --- hooks of the world -------------------------------------------------------------------------------
+
+    def _seen(self, now: float, host: Host, event: Event) -> None:
+        if self._hostile and type(event) is Received and host.index < self.options.nodes:
+            kind = self._hostile.get(event.frame)
+            if kind is not None:
+                self._strikes(kind)
+
+    def _deliver(self, host: Host, event: Event) -> None:
+        try:
+            super()._deliver(host, event)
+        except UserError:
+            # The disk did not take an entry: the daemon ends, and nothing that rests on the entry has happened.
+            disk = self.parts.disks[host.index]
+            self._strikes("disk_full" if disk.full else "io_error")
+            self._stop(host, noticed_after_s=0.0)
+
+    def _compute(self, host: Host, ticket: int, job: Job) -> JobResult | None:
+        if host.index < self.options.nodes:
+            self.checker.ordered(host, job)
+        return super()._compute(host, ticket, job)
+
+    def _known(self, host: Host) -> tuple[str, ...]:
+        """Besides the one address, that of the first node, which never moves: others may be gone by the time."""
+        return tuple(dict.fromkeys((*super()._known(host), self.hosts[0 if host.index else 1].address)))
+
+    def _persist(self, host: Host, order: Persist) -> None:
+        self.parts.disks[host.index].put(order.entries, power=order.power)
+
+    def _hear(self, host: Host, news: News) -> None:
+        if host.index >= self.options.nodes:
+            return  # villains say what they like
+        super()._hear(host, news)
+        if isinstance(news, Refused):
+            self.checker.accused(host, news)
+
+    def _die(self, host: Host) -> None:
+        disk = self.parts.disks[host.index]
+        if not disk.off:
+            super()._die(host)
+            return
+        disk.off = False
+        self._strikes("torn_snapshot" if disk.torn else "power_loss")
+        disk.torn = False
+        lost = disk.lose_power(self._rng)
+        kept = disk.load()
+        marks = {
+            bytes.fromhex(name[5:]): int.from_bytes(kept.get(name, b""), "big")
+            for name, _ in lost
+            if name.startswith("mark/")
+        }
+        self.checker.forgot(host, marks)
+        self._stop(host, noticed_after_s=self.scenario.faults.silence_s)
+
+    def _stop(self, host: Host, *, noticed_after_s: float) -> None:
+        super()._stop(host, noticed_after_s=noticed_after_s)
+        self.checker.stopped(host)
