@@ -13,7 +13,7 @@ ARGS   ?=
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help run setup test slow swarm check format bench lock clean
+.PHONY: help run setup test slow swarm catch check format bench lock clean
 
 help:
 	@echo 'make run      set up, then five daemons on this machine learn together (p2pnode demo)'
@@ -23,6 +23,7 @@ help:
 	@echo 'make format   let ruff format and repair what it can'
 	@echo 'make slow     the tests that are too long for make test'
 	@echo 'make swarm    an hour of simulated networks with faults; SEEDS=0:10000 selects'
+	@echo 'make catch    plants faults, lets the swarm search them, writes docs/catch-table.md'
 	@echo 'make bench    benchmark table, and build/bench.json'
 	@echo 'make lock     resolve the dependencies anew (needs uv)'
 	@echo 'make clean    remove $(VENV), build/ and caches'
@@ -40,6 +41,9 @@ slow: setup
 SEEDS ?= 0:10000
 swarm: setup
 	@$(BIN)/p2psim swarm --seeds $(SEEDS) --minutes 60 --jobs $$($(BIN)/python -c 'import os; print(os.cpu_count())') $(ARGS)
+
+catch: setup
+	@$(BIN)/python -m tests.catch $(ARGS)
 
 # All four run although one fails, so that one look shows everything; the sum of their failures is the result.
 check: setup

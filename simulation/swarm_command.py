@@ -114,6 +114,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes at the same time."
 )
 @click.option("--minutes", type=click.FloatRange(min=0), help="Start no more seeds after so long.")
+@click.option("--first", is_flag=True, help="Start no more seeds after one that failed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def swarm(
     seeds: range,
@@ -123,6 +124,7 @@ def swarm(
     shorten: float,
     jobs: int,
     minutes: float | None,
+    first: bool,
     as_json: bool,
 ) -> None:
     """Test: each seed is another small network with other faults.
@@ -162,6 +164,8 @@ def swarm(
                 f"{perf_counter() - begun:.0f} s of wall time",
                 err=True,
             )
+        if first and totals.failed:
+            return False
         return minutes is None or perf_counter() - begun < 60.0 * minutes
 
     run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)

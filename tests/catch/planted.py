@@ -1,0 +1,129 @@
+"""The faults that are planted: one line each, of the kind that a tired person writes."""
+
+from typing import NamedTuple
+
+
+class Planted(NamedTuple):
+    name: str
+    path: str
+    old: str  # occurs once in the file
+    new: str
+
+
+EXCHANGE = "gossip/exchange.py"
+FAULTS = (
+    Planted(
+        "the signature of an offer is not checked",
+        EXCHANGE,
+        "        self._check_signature(key, Purpose.OFFER, message.header, message.signature)\n",
+        "",
+    ),
+    Planted(
+        "the signature of a reply is not checked",
+        EXCHANGE,
+        "        self._check_signature(key, Purpose.REPLY, message.header, message.signature)\n",
+        "",
+    ),
+    Planted(
+        "an equal sequence number is accepted",
+        EXCHANGE,
+        "header.seq <= self._marks.get(header.author, 0)",
+        "header.seq < self._marks.get(header.author, 0)",
+    ),
+    Planted(
+        "an offer for somebody else is accepted", EXCHANGE, "if to != self._identity.public_key:", "if False:"
+    ),
+    Planted("another run is not noticed", EXCHANGE, "if header.run != self._run.id:", "if False:"),
+    Planted("+c on both sides", "gossip/learning/pair.py", "return x - WEIGHT * c", "return x + WEIGHT * c"),
+    Planted(
+        "the weight of one side is another",
+        "gossip/learning/pair.py",
+        "return x - WEIGHT * c",
+        "return x - np.float32(0.49) * c",
+    ),
+    Planted(
+        "numbers are not persisted before they are signed",
+        "gossip/sequence.py",
+        "            out.append(Persist((memory.ceiling_entry(self._ceiling),), power=True))\n",
+        "",
+    ),
+    Planted(
+        "numbers are persisted without fsync",
+        "gossip/sequence.py",
+        "(memory.ceiling_entry(self._ceiling),), power=True)",
+        "(memory.ceiling_entry(self._ceiling),))",
+    ),
+    Planted(
+        "the mark of an author is not persisted before its offer is applied",
+        EXCHANGE,
+        "        out.append(Persist((memory.mark_entry(header.author, header.seq),)))\n",
+        "",
+    ),
+    Planted(
+        "the mark of an author is not kept",
+        EXCHANGE,
+        "        self._mark(header.author, header.seq, out)\n",
+        "",
+    ),
+    Planted(
+        "a change beyond the declared limit is applied",
+        "gossip/learning/learner.py",
+        "        refusal = gate.change(own, size, declared)\n",
+        "        refusal = None\n",
+    ),
+    Planted(
+        "a reply is taken also while its exchange is being finished",
+        EXCHANGE,
+        ' and outgoing.peer == peer and outgoing.state == "waiting":\n                return',
+        " and outgoing.peer == peer:\n                return",
+    ),
+    Planted("one fault of a peer is enough to ban it", "gossip/node.py", "FAULTS_MAX = 10", "FAULTS_MAX = 1"),
+    Planted(
+        "nobody looks back for those who are gone",
+        "gossip/node.py",
+        "        self._look_back(out)\n",
+        "",
+    ),
+    Planted(
+        "who is alone tries its addresses once",
+        "gossip/node.py",
+        '            self._deadlines.set(("bootstrap",), now + pause)\n',
+        "",
+    ),
+    Planted(
+        "a node looks for others once",
+        "gossip/node.py",
+        '        self._deadlines.set(("walk",), now + self._walk_s * self._rng.uniform(0.8, 1.2))\n',
+        "",
+    ),
+    Planted(
+        "a record is published once",
+        "gossip/dht/directory.py",
+        "        return bool(self._addresses) and now >= date\n",
+        "        return bool(self._addresses) and place not in self._published\n",
+    ),
+    Planted(
+        "offers that are over are remembered for ever",
+        EXCHANGE,
+        "        if len(self._closed) > CLOSED_MAX:\n",
+        "        if False:\n",
+    ),
+    Planted(
+        "any number of offers is worked on",
+        EXCHANGE,
+        "if len(self._incoming) >= INCOMING_MAX:",
+        "if False:",
+    ),
+    Planted(
+        "scales that are not finite are decoded",
+        "gossip/learning/codec.py",
+        "    if not np.isfinite(scales).all():\n",
+        "    if False:\n",
+    ),
+    Planted(
+        "a payload is not compared with its hash",
+        EXCHANGE,
+        "        if hashlib.sha256(payload).digest() != digest:\n",
+        "        if False:\n",
+    ),
+)
