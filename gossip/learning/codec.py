@@ -50,6 +50,9 @@ _SCALE_MIN = np.finfo(np.float32).tiny
 # one core).
 _CHUNK_BLOCKS = 2048
 
+# Where the blocks of one chunk begin.
+_STARTS = BLOCK * np.arange(_CHUNK_BLOCKS)
+
 
 class Coded(Struct, frozen=True):
     """A vector as the receiver will see it.
@@ -240,7 +243,9 @@ def _blocks(size: int) -> int:
 def _coded_blocks(codec: str, blocks: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Return codes and scales by numpy, the very numbers of `quantise` and `block_scales`."""
     work = np.abs(blocks)
-    scales: FloatArray = work.max(axis=-1) * _SHARE[codec]
+    # The largest of each block by its place: four times as fast as max(axis=-1), and NaN wins here, too.
+    largest = work.reshape(-1).take(work.argmax(axis=-1) + _STARTS[: blocks.shape[0]])
+    scales: FloatArray = largest * _SHARE[codec]
     # Usually no block needs the mask for zeros, and all is finite (NaN fails both comparisons): then half the calls
     # do, and at a thousand values calls are what costs.
     if scales.min() >= _SCALE_MIN and scales.max() <= _SCALE_MAX[codec]:

@@ -238,7 +238,7 @@ def test_the_read_out_is_a_running_mean_taken_before_the_local_change() -> None:
 
 
 def test_the_read_out_is_the_mean_over_all_rounds_whenever_somebody_looks() -> None:
-    watched, one, other = learner(), learner(), learner(1.0)
+    watched, one, other = learner(), learner(), learner(1)
     expected = one.weights().astype(np.float64)
     for number in range(12):
         shard = number % 3  # one of them is never exchanged
