@@ -31,6 +31,7 @@ key after every 2**20 messages (Noise REKEY). There is no rekeying by time: both
 clock or one more message, and 2**20 messages are at most 64 GiB, far below what ChaCha20-Poly1305 allows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
@@ -59,6 +60,10 @@ HANDSHAKE_MESSAGE_BYTES = (
 # Cautious: WireGuard allows 2**60 messages, TLS 1.3 sets no limit for this cipher (RFC 8446, section 5.5).
 REKEY_MESSAGES = 2**20
 
+# Of a large frame so many messages come out of `seal_frame` at a time: 256 KiB, so that the peer decrypts the first
+# while we encrypt the next, and no buffer as large as the frame is needed.
+PIECE_MESSAGES = 4
+
 _LENGTH_BYTES = 2  # before every Noise message
 _FRAME_LENGTH_BYTES = 4  # before every frame, encrypted
 
@@ -84,7 +89,8 @@ class SecureChannel:
     """One end of one connection.
 
     Feed what the stream brings to `receive_data`; put what `data_to_send` returns on the stream at the
-    beginning (the initiator speaks first), after each `receive_data` and after `send_frame`. Any
+    beginning (the initiator speaks first), after each `receive_data` and after `send_frame`; put there, too, what
+    `seal_frame` yields. Any
     CryptoError is final: the channel is dead, has forgotten its keys, and raises the same sentence from
     then on; close the connection.
 
@@ -182,23 +188,30 @@ class SecureChannel:
         return data
 
     def send_frame(self, frame: bytes) -> None:
-        """Encrypt `frame` and queue it. Only after `Established`; at most `frame_bytes_max` bytes.
+        """Encrypt `frame` and queue it: `seal_frame` for who wants it whole.
 
         The queue has no bound of its own: take `data_to_send` before the next frame.
+        """
+        self._outgoing += list(self.seal_frame(frame))
+
+    def seal_frame(self, frame: bytes) -> Iterator[bytes]:
+        """Encrypt `frame` piece by piece, each to be put on the stream before the next one is asked for.
+
+        Only after `Established`; at most `frame_bytes_max` bytes. Whoever does not take all pieces has to close the
+        channel: the peer waits for the rest of the frame.
 
         Raises:
             CryptoError: the channel is closed or dead, or its counter is spent.
         """
-        self._check_alive()
-        assert self._send is not None, "no frame may be sent before the peer has proved who it is"
         assert len(frame) <= self._frame_bytes_max, f"a frame has at most {self._frame_bytes_max} bytes"
-        try:
-            first = PLAINTEXT_BYTES_MAX - _FRAME_LENGTH_BYTES
-            self._write(len(frame).to_bytes(_FRAME_LENGTH_BYTES, "big") + frame[:first])
-            for start in range(first, len(frame), PLAINTEXT_BYTES_MAX):
-                self._write(frame[start : start + PLAINTEXT_BYTES_MAX])
-        except CryptoError as error:
-            self._die(str(error))
+        first = PLAINTEXT_BYTES_MAX - _FRAME_LENGTH_BYTES
+        piece = self._sealed(len(frame).to_bytes(_FRAME_LENGTH_BYTES, "big") + frame[:first])
+        for start in range(first, len(frame), PLAINTEXT_BYTES_MAX):
+            if len(piece) >= 2 * PIECE_MESSAGES:
+                yield b"".join(piece)
+                piece.clear()
+            piece += self._sealed(frame[start : start + PLAINTEXT_BYTES_MAX])
+        yield b"".join(piece)
 
     def close(self) -> None:
         """Forget the keys and whatever is queued. Tells the peer nothing: close the stream for that."""
@@ -322,10 +335,16 @@ class SecureChannel:
             events.append(Frame(b"".join(self._parts)))
             self._parts.clear()
 
-    def _write(self, plaintext: bytes) -> None:
-        assert self._send is not None
-        self._queue(self._send.encrypt(plaintext))
+    def _sealed(self, plaintext: bytes) -> list[bytes]:
+        """One message behind its length."""
+        self._check_alive()
+        assert self._send is not None, "no frame may be sent before the peer has proved who it is"
+        try:
+            message = self._send.encrypt(plaintext)
+        except CryptoError as error:
+            self._die(str(error))
         self._count(self._send)
+        return [len(message).to_bytes(_LENGTH_BYTES, "big"), message]
 
     def _count(self, cipher: CipherState) -> None:
         if cipher.nonce % self._rekey_messages == 0:

@@ -71,8 +71,8 @@ class SecureConnection(trio.abc.AsyncResource):
         async with self._sending:
             try:
                 with trio.move_on_after(_allowed_s(len(frame))) as scope:
-                    self._channel.send_frame(frame)
-                    await self.link.send_all(self._channel.data_to_send())
+                    for piece in self._channel.seal_frame(frame):
+                        await self.link.send_all(piece)
             except CryptoError as error:
                 raise LinkError(Failure.CRYPTO, str(error)) from error
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:

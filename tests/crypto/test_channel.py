@@ -467,7 +467,7 @@ def test_an_oversized_frame_is_refused_at_its_first_message() -> None:
     """By its announced length: neither memory nor patience is spent on it."""
     a, b = initiator(frame_bytes_max=2**32 - 1), responder()
     pump(a, b)
-    a._write((2**32 - 1).to_bytes(4, "big") + bytes(65_515))
+    a._outgoing += a._sealed((2**32 - 1).to_bytes(4, "big") + bytes(65_515))
     data = a.data_to_send()
     tracemalloc.start()
     with pytest.raises(CryptoError, match="at most 300000 bytes, the peer announces 4294967295"):
@@ -503,9 +503,27 @@ def test_a_frame_is_cut_in_one_way_only(plaintexts: list[bytes]) -> None:
     """A peer cannot make us keep a frame in crumbs."""
     a, b = pair()
     for plaintext in plaintexts:
-        a._write(plaintext)
+        a._outgoing += a._sealed(plaintext)
     with pytest.raises(CryptoError, match=r"frame"):
         pump(a, b)
+
+
+def test_a_large_frame_goes_out_in_pieces_and_arrives_whole() -> None:
+    a, b = pair()
+    frame = bytes(range(256)) * 1100  # five messages: a piece of four, and one of the rest
+    pieces = list(a.seal_frame(frame))
+    assert len(pieces) == 2
+    assert b.receive_data(pieces[0]) == []
+    assert b.receive_data(pieces[1]) == [Frame(frame)]
+
+
+def test_a_frame_that_was_begun_is_not_gone_on_with_after_the_end() -> None:
+    a, _ = pair()
+    pieces = a.seal_frame(bytes(290_000))
+    next(pieces)
+    a.close()
+    with pytest.raises(CryptoError, match="closed"):
+        next(pieces)
 
 
 def test_a_spent_counter_closes_the_channel() -> None:
