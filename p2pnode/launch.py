@@ -20,7 +20,7 @@ from crypto.identity import Identity
 from gossip.dht.ids import node_id
 from gossip.learning.learner import Learner
 from gossip.learning.task import run_info
-from p2pnode import control_server, doctor, keyfile, log
+from p2pnode import control_server, doctor, heap, keyfile, log
 from p2pnode import home as homes
 from p2pnode.daemon import Daemon
 from p2pnode.errors import ExitCode, UserError
@@ -153,6 +153,7 @@ def _work(home: Home, settings: Settings, identity: Identity, store: Store, *, d
         genesis=trainer.genesis,
         learning=core.learning,
     )
+    heap.keep_freed(4 * max(run.shard_sizes))
     # Differs from node to node and stays with the node: for its JAX keys and the order of its rows.
     number = int.from_bytes(node_id(identity.public_key)[:4], "big")
     learner = Learner(
