@@ -76,6 +76,9 @@ REPLIES_BYTES_MAX = 2**25
 REPLIES_SHARE = 8
 # Offers that are over and may still be heard of, ours and withdrawn ones: those of the last minute or so. A guess.
 CLOSED_MAX = 64
+# A repetition costs as much as the offer: no offer is repeated before it could have come and gone at this rate, which
+# any machine reaches. 4 MiB wait for a second. A guess.
+REPEATED_BYTES_PER_S = 2**22
 EMPTY_HASH = hashlib.sha256(b"").digest()
 
 
@@ -208,7 +211,7 @@ class Exchanges:
             return
         if not outgoing.repeated and self._send(outgoing.peer, outgoing.frame, now, out):
             outgoing.repeated = True
-            self._deadlines.set(("exchange", shard), now + 2.0 * self._patience_s)
+            self._deadlines.set(("exchange", shard), now + 2.0 * self._patience_s(outgoing.frame))
             return
         # Either the peer is gone, which says nothing about the others, or the network has become slower than the
         # estimate allows for; widen it so that the next sample can get through.
@@ -291,6 +294,11 @@ class Exchanges:
         header = wire.decode_reply_header(message.header)
         if header.offer in self._closed:
             return  # a second copy of the reply, because the offer was repeated; or too late, and counted as that
+        if any(
+            o.state == "finishing" and (o.hash, o.peer) == (header.offer, peer)
+            for o in self._outgoing.values()
+        ):
+            return  # likewise, while the first copy is being applied
         shard, outgoing = self._question(peer, header)
         self._check_parties(key, header.author, header.to)
         self._check_signature(key, Purpose.REPLY, message.header, message.signature)
@@ -428,7 +436,7 @@ class Exchanges:
         outgoing.state = "waiting"
         outgoing.since = now
         if self._send(outgoing.peer, outgoing.frame, now, out):
-            self._deadlines.set(("exchange", shard), now + self._patience_s)
+            self._deadlines.set(("exchange", shard), now + self._patience_s(outgoing.frame))
         else:
             self._end(shard, Reason.TIMEOUT)
 
@@ -557,14 +565,15 @@ class Exchanges:
 
     # --- how long to wait ---------------------------------------------------------------------------
 
-    @property
-    def _patience_s(self) -> float:
-        """Time to an answer that is seldom exceeded; a third of the whole limit while nothing is known."""
+    def _patience_s(self, offer: bytes) -> float:
+        """Time to an answer to `offer` that is seldom exceeded; a third of the whole limit while nothing is known."""
         limit = self._config.timeout_s / 3.0
         if self._answer_s == 0.0:
             return limit
-        # The floor keeps a fast local network from repeating at every hiccup of a busy machine.
-        return min(limit, max(0.25, self._answer_s + 4.0 * self._answer_s_deviation))
+        # The floor keeps a fast local network from repeating at every hiccup of a busy machine, which is longer for a
+        # large frame: there and back it is encrypted, hashed and applied at both ends.
+        floor = max(0.25, len(offer) / REPEATED_BYTES_PER_S)
+        return min(limit, max(floor, self._answer_s + 4.0 * self._answer_s_deviation))
 
     def _answered(self, seconds: float) -> None:
         if self._answer_s == 0.0:

@@ -98,7 +98,17 @@ def exchanged_s(codec: str, shards: int) -> float:
             join = ["--join", address] if address else []
             log = home.with_suffix(".log")
             task = ("--task", "tests.bench.model:make")
-            command: tuple[str | Path, ...] = (BIN / "p2pnode", "run", "--home", home, "--listen", "127.0.0.1:0", *join, *task, *sets)
+            command: tuple[str | Path, ...] = (
+                BIN / "p2pnode",
+                "run",
+                "--home",
+                home,
+                "--listen",
+                "127.0.0.1:0",
+                *join,
+                *task,
+                *sets,
+            )
             process = stack.enter_context(running(*command, log=log))
             address = wait_until_up(home, process, log)["address"]
         return seconds_per_model(homes[1], shards)

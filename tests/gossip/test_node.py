@@ -92,6 +92,19 @@ def test_lost_reply_is_repeated_and_applied_once(net, quiet):
     np.testing.assert_allclose(b.learner.weights(), 1.5, rtol=0.01)
 
 
+def test_second_copy_of_a_reply_is_no_refusal_while_the_first_is_being_applied(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(2.0)
+    net.wire = lambda source, target, frame: (
+        [frame] * (2 if isinstance(wire.decode(frame), wire.ReplyMessage) else 1)
+    )
+    net.exchange(a, b)
+    net.run(10.0)
+
+    assert not a.node.snapshot(net.now).refused
+    np.testing.assert_allclose(a.learner.weights() + b.learner.weights(), 3.0, rtol=1e-5)
+
+
 def test_partner_that_vanishes_costs_one_exchange_and_the_round_goes_on(net):
     a, _, c = (net.add() for _ in range(3))
     net.run(15.0)
