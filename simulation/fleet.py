@@ -33,7 +33,7 @@ from gossip.errors import LocalError
 from gossip.learning.codec import CODECS
 from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
-from p2pnode.tasks.partition import divide
+from simulation.fleet_data import Rows, batches, divided
 from simulation.fleet_network import End, Outcome, Rules, deal, exchange, lie, shuffled
 from simulation.fleet_settings import FleetAccuracy, FleetReport, FleetSettings, Point
 from simulation.seeds import Seeds
@@ -44,14 +44,8 @@ from simulation.seeds import Seeds
 LANES_CPU = 512
 LANES_ACCELERATOR = 16384
 
-# A node has at least so many rows; where there are more nodes than that allows, several hold the same rows.
-_ROWS_EACH_MIN = 2
-
 # Nodes in one step of an evaluation: 128 nodes x 360 test rows x 10 classes are 1.8 MB.
 _EVALUATED_AT_ONCE = 128
-
-# The order of a node's rows changes with every epoch: a random offset, and one of so many strides.
-_STRIDES = 8
 
 # Nodes measured at the end; of more, a sample of so many, drawn by the dealing.
 MEASURED_MAX = 65536
@@ -62,12 +56,15 @@ _EVERYWHERE = PartitionSpec()  # type: ignore[no-untyped-call]  # the same on al
 _QUANTILES = (0.1, 0.5, 0.9)
 
 Key: TypeAlias = jax.Array
+# In the order of the schema; float32, a leaf as one row: (..., size), which is read and written in one piece.
+_Leaves: TypeAlias = tuple[jax.Array, ...]
 
 
 class _State(NamedTuple):
     """One device's share: m slots, of which some may be empty."""
 
-    # Weights, read-out, leaves of the optimiser's state; each (2 m, ...). Odd rounds begin in the second half.
+    # Leaves of the weights, of the read-out, and of the optimiser's state, in this order; each (2 m, ...), and odd
+    # rounds begin in the second half. With one chunk (m, ...): there is nothing left to read when it is written.
     slabs: tuple[jax.Array, ...]
     node: jax.Array  # (m,) int32: whom the slot holds; from `nodes` up: nobody
     jobs: jax.Array  # (m,) uint32: training jobs that it has done
@@ -79,23 +76,13 @@ class _State(NamedTuple):
 class _Ends(NamedTuple):
     """The nodes at one end of a wave of exchanges, in the order of their pairs; each (lanes, ...)."""
 
-    x: jax.Array
-    before: jax.Array  # what a late offer tells
+    x: _Leaves
+    before: _Leaves  # what a late offer tells
     active: jax.Array
     present: jax.Array
     node: jax.Array
     met: jax.Array
     mean: jax.Array
-
-
-class _Rows(NamedTuple):
-    """The data set and who holds which rows; the same on all devices."""
-
-    train: dict[str, jax.Array]  # each (rows, ...)
-    test: tuple[dict[str, jax.Array], ...]
-    table: jax.Array  # (parts, most rows) int32: rows of each part, then zeros
-    sizes: jax.Array  # (parts,) uint32
-    strides: jax.Array  # (parts, _STRIDES) uint32, coprime to the size
 
 
 class _Counts(NamedTuple):
@@ -137,27 +124,31 @@ class Fleet:
         self._mesh = Mesh(np.array(chosen), (_AXIS,))
         self._lanes, self._chunks = _shape(settings, self.devices, chosen[0].platform)
         self._slots = 2 * self._lanes * self._chunks  # of one device
+        self._halves = 1 if self._chunks == 1 else 2
         division = {"partition", "alpha"} & set(settings.args)
         args = {name: given for name, given in settings.args.items() if name not in division}
         self._task = load_task(settings.task, args)
         self._trainer = Trainer(self._task, seed=settings.genesis_seed)
         self.values = self._trainer.schema.values
+        self._shapes = [leaf.shape for leaf in self._trainer.schema.leaves]
+        self._ends = np.cumsum([int(np.prod(shape)) for shape in self._shapes])[:-1].tolist()
         if self.values > LearningConfig().shard_values_max:
             raise LocalError(
                 f"a model of {self.values} values has several shards; the fleet exchanges whole models"
             )
-        self._rows = self._put(_rows(self._task, settings, seeds), _EVERYWHERE)
-        self._genesis = self._put(np.asarray(self._trainer.genesis), _EVERYWHERE)
+        self._rows = self._put(divided(self._task, settings, seeds), _EVERYWHERE)
+        self._genesis: _Leaves = self._put(tuple(np.split(self._trainer.genesis, self._ends)), _EVERYWHERE)
         own = len(next(iter(next(self._task.batches("train", 0)).values())))
         held = ceil(len(self._rows.train["y"]) / len(self._rows.sizes))
         self._batch = settings.batch or min(own, held)
         gated = settings.gate if settings.gate is not None else settings.attackers > 0
         self._rules = Rules(codec=settings.codec, config=settings.exchange if gated else None)
         self._key = seeds.integer("fleet") % 2**32
-        self._shuffle_seed = np.uint32(seeds.integer("batches") % 2**32)
+        self._shuffle_seed = seeds.integer("batches") % 2**32
         self._bad = round(settings.attackers * settings.nodes)
         self._slow = round(settings.stragglers * settings.nodes)
         self._everybody = self._slots * self.devices == settings.nodes and not settings.churn
+        self._spec: Any = _State(*[_SHARED_OUT] * len(_State._fields))  # type: ignore[arg-type]
         self.round = 0
 
     # --- for callers -----------------------------------------------------------------------------------
@@ -165,21 +156,13 @@ class Fleet:
     def compile(self) -> float:
         """Make the programs; return the seconds it took, with the beginning of the state."""
         begun = perf_counter()
-        spec: Any = _State(*[_SHARED_OUT] * len(_State._fields))  # type: ignore[arg-type]
+        spec = self._spec
         begin = jax.jit(self._mapped(self._begin, (_EVERYWHERE,), spec))
         self._state: _State = begin(self._genesis)
         whole = (spec, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE)
         rounds = jax.jit(self._mapped(self._run, whole, (spec, _EVERYWHERE, _EVERYWHERE)), donate_argnums=0)
-        measure = jax.jit(
-            self._mapped(
-                partial(self._measure, sample=self._sample(MEASURED_MAX)),
-                (spec, _EVERYWHERE, _EVERYWHERE),
-                _EVERYWHERE,
-            )
-        )
         one = self._number(1)
         self._rounds = rounds.lower(self._state, self._rows, self._genesis, one, one).compile()
-        self._final = measure.lower(self._state, self._rows, one).compile()
         jax.block_until_ready(self._state)  # type: ignore[no-untyped-call]
         return perf_counter() - begun
 
@@ -194,7 +177,19 @@ class Fleet:
 
     def measure(self) -> tuple[Point, int]:
         """Measure all nodes, or MEASURED_MAX of them; return how many, too."""
-        found = jax.device_get(self._final(self._state, self._rows, self._number(self.round)))
+        number = self._number(self.round)
+        wanted = self._sample(MEASURED_MAX)
+        if self._sample(self.settings.sample) == wanted:
+            # The program at hand looks at everybody: no rounds, and a look.
+            self._state, _, found = self._rounds(
+                self._state, self._rows, self._genesis, number, self._number(0)
+            )
+        else:
+            look = self._mapped(
+                partial(self._measure, sample=wanted), (self._spec, _EVERYWHERE, _EVERYWHERE), _EVERYWHERE
+            )
+            found = jax.jit(look)(self._state, self._rows, number)
+        found = jax.device_get(found)
         return self._point(found), int(found.nodes)
 
     def _point(self, found: _Measured) -> Point:
@@ -208,13 +203,16 @@ class Fleet:
 
     def weights(self) -> npt.NDArray[np.float32]:
         """Return the weights of all nodes, by node: shape (nodes, values). Copies them from the device."""
-        half = self.round % 2
-        rows = np.asarray(self._state.slabs[0]).reshape(self.devices, 2, self._slots, -1)[:, half]
+        half = self.round % self._halves
         node = np.asarray(self._state.node)
-        found = np.empty((self.settings.nodes, self.values), np.float32)
         real = node < self.settings.nodes
-        found[node[real]] = rows.reshape(-1, self.values)[real]
-        return found
+        leaves = []
+        for slab in self._state.slabs[: len(self._shapes)]:
+            rows = np.asarray(slab).reshape(self.devices, self._halves, self._slots, -1)[:, half]
+            found = np.empty((self.settings.nodes, rows.shape[-1]), np.float32)
+            found[node[real]] = rows.reshape(len(node), -1)[real]
+            leaves.append(found)
+        return np.concatenate(leaves, axis=1)
 
     def central(self) -> float:
         """Accuracy of one learner with all rows, after as many rounds: same steps, optimiser and read-out."""
@@ -226,16 +224,17 @@ class Fleet:
         return train_alone(self._task, rounds=self.round, learning=learning).get("accuracy", nan)
 
     def place(self, weights: npt.NDArray[np.float32]) -> None:
-        """Give every node weights of its own, shape (nodes, values); after `compile`, before the first round."""
-        assert self.round == 0
-        slots = self._slots * self.devices
-        rows = np.zeros((slots, self.values), np.float32)
-        rows[: len(weights)] = weights
-        slab = np.zeros((self.devices, 2, self._slots, self.values), np.float32)
-        slab[:, 0] = rows.reshape(self.devices, self._slots, self.values)
-        self._state = self._state._replace(
-            slabs=(self._put(slab.reshape(-1, self.values), _SHARED_OUT), *self._state.slabs[1:])
-        )
+        """Give every node weights of its own, shape (nodes, values); after `compile`, in one process."""
+        node = np.asarray(self._state.node)
+        rows = np.zeros((self._slots * self.devices, self.values), np.float32)
+        rows[node < len(weights)] = weights[node[node < len(weights)]]
+        slabs = []
+        for leaf in np.split(rows, self._ends, axis=1):
+            slab = np.zeros((self.devices, self._halves, self._slots, *leaf.shape[1:]), np.float32)
+            slab[:, self.round % self._halves] = leaf.reshape(self.devices, self._slots, *leaf.shape[1:])
+            slabs.append(slab.reshape(-1, *leaf.shape[1:]))
+        placed = self._put(tuple(slabs), _SHARED_OUT)
+        self._state = self._state._replace(slabs=(*placed, *self._state.slabs[len(placed) :]))
 
     # --- the beginning -----------------------------------------------------------------------------------
 
@@ -262,12 +261,13 @@ class Fleet:
         """Slots of each device that hold about `wanted` nodes in all."""
         return min(ceil(wanted / self.devices), self._slots)
 
-    def _begin(self, genesis: jax.Array) -> _State:
+    def _begin(self, genesis: _Leaves) -> _State:
         m = self._slots
-        blank = [jnp.zeros((2 * m, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
-        everywhere = jnp.broadcast_to(genesis, (2 * m, self.values))
+        rows = self._halves * m
+        blank = [jnp.zeros((rows, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
+        everywhere = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in genesis]
         return _State(
-            slabs=(everywhere, everywhere, *blank),
+            slabs=(*everywhere, *everywhere, *blank),
             node=jnp.arange(m, dtype=jnp.int32) + m * jax.lax.axis_index(_AXIS).astype(jnp.int32),
             jobs=jnp.zeros(m, jnp.uint32),
             up=jnp.ones(m, bool),
@@ -278,7 +278,7 @@ class Fleet:
     # --- rounds, on one device of the mesh --------------------------------------------------------------------
 
     def _run(
-        self, state: _State, rows: _Rows, genesis: jax.Array, first: jax.Array, count: jax.Array
+        self, state: _State, rows: Rows, genesis: _Leaves, first: jax.Array, count: jax.Array
     ) -> tuple[_State, _Counts, _Measured]:
         """`count` rounds from number `first` on, and a look at a sample."""
 
@@ -297,14 +297,14 @@ class Fleet:
         )
 
     def _round(
-        self, state: _State, rows: _Rows, genesis: jax.Array, number: jax.Array
+        self, state: _State, rows: Rows, genesis: _Leaves, number: jax.Array
     ) -> tuple[_State, _Counts]:
         """Every node trains, asks one other and answers one."""
         m, width = self._slots, 2 * self._lanes
         key = jax.random.fold_in(jax.random.key(self._key), number)
         keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(_AXIS)), 4)
         source = self._half(number)
-        target = m - source
+        target = self._slots * ((number + 1) % self._halves)
         if self.devices > 1:
             state = self._dealt(keys[0], state, source)
         if self.settings.churn:
@@ -323,10 +323,15 @@ class Fleet:
         def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
             k, key, slots, small = item
             moved = tuple(_take(slab, source + slots) for slab in slabs)
-            moved, small, counts = self._chunk(key, moved, small, rows, genesis)
-            slabs = tuple(
-                _write(slab, new, target + k * width) for slab, new in zip(slabs, moved, strict=True)
-            )
+            halves, others, small, counts = self._chunk(key, moved, small, rows, genesis)
+            start = target + k * width
+            n = len(self._shapes)
+            weights = [
+                _write(_write(slab, a, start), b, start + self._lanes)
+                for slab, a, b in zip(slabs[:n], *halves, strict=True)
+            ]
+            kept = [_write(slab, new, start) for slab, new in zip(slabs[n:], others, strict=True)]
+            slabs = (*weights, *kept)
             return slabs, (small, counts)
 
         if self._chunks > 1:
@@ -337,40 +342,44 @@ class Fleet:
         return _State(slabs, *small), _Counts(*(jnp.sum(count) for count in counts))
 
     def _chunk(
-        self, key: Key, slabs: tuple[jax.Array, ...], small: Any, rows: _Rows, genesis: jax.Array
-    ) -> tuple[tuple[jax.Array, ...], Any, _Counts]:
+        self, key: Key, slabs: tuple[jax.Array, ...], small: Any, rows: Rows, genesis: _Leaves
+    ) -> tuple[tuple[_Leaves, _Leaves], _Leaves, Any, _Counts]:
         """One round of the nodes that lie together in a chunk, in the order in which they were dealt.
 
         Args:
             slabs: As in _State, each (width, ...).
             small: The other fields of _State, each (width,).
+
+        Returns:
+            Weights of both halves, (lanes, ...): joined, they would cost a pass of their own; then the other slabs,
+            `small` and counts.
         """
         settings, lanes = self.settings, self._lanes
         k_busy, k_first, k_second = jax.random.split(key, 3)
-        x, readout, *optimiser = slabs
+        n = len(self._shapes)
+        x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
         node, jobs, up, met, mean = small
         active = self._active(k_busy, node, up)  # (width,): trains, and asks
         trained, optimiser = self._trained(x, optimiser, active, node, jobs, rows)
         # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
-        readout = jnp.where(active[:, None], x + np.float32(settings.readout_decay) * (readout - x), readout)
+        decay = np.float32(settings.readout_decay)
+        readout = tuple(_chosen(active, x + decay * (y - x), y) for x, y in zip(x, readout, strict=True))
+        # XLA would repeat the last step of training in each of the four places that read its result.
+        trained = jax.lax.optimization_barrier(trained)  # type: ignore[no-untyped-call]
         present = self._present(node, up)
 
-        def ends(part: slice, x: jax.Array, before: jax.Array) -> _Ends:
-            return _Ends(x, before, active[part], present[part], node[part], met[part], mean[part])
+        def ends(part: slice) -> _Ends:
+            now, before = (tuple(leaf[part] for leaf in leaves) for leaves in (trained, x))
+            return _Ends(now, before, active[part], present[part], node[part], met[part], mean[part])
 
-        asks = ends(slice(0, lanes), trained[:lanes], x[:lanes])
-        asked = ends(slice(lanes, 2 * lanes), trained[lanes:], x[lanes:])
+        asks, asked = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
         a, b, first = self._wave(k_first, asks, asked, genesis)
         # The second wave: the next one's partner of the first asks. The order is random, so this is as good a dealing
         # as any other, and nobody meets the same one twice.
-        b = jax.tree_util.tree_map(
-            lambda array: jnp.roll(array, -1, axis=0), b._replace(before=trained[lanes:])
-        )
-        b, a, second = self._wave(
-            k_second, b._replace(before=jnp.roll(trained[lanes:], -1, axis=0)), a, genesis
-        )
-        b = jax.tree_util.tree_map(lambda array: jnp.roll(array, 1, axis=0), b)
-        x = jnp.concatenate([a.x, b.x])
+        there, back = (_turned(lanes, by) for by in (1, lanes - 1))
+        b = jax.tree_util.tree_map(lambda array: _take(array, there), b._replace(before=asked.x))
+        b, a, second = self._wave(k_second, b, a, genesis)
+        b = jax.tree_util.tree_map(lambda array: _take(array, back), b)
         counts = _Counts(
             jnp.sum(active).astype(jnp.int32),
             *(one + other for one, other in zip(first, second, strict=True)),
@@ -382,67 +391,89 @@ class Fleet:
             jnp.concatenate([a.met, b.met]),
             jnp.concatenate([a.mean, b.mean]),
         )
-        return (x, readout, *optimiser), small, counts
+        return (a.x, b.x), (*readout, *optimiser), small, counts
 
     def _trained(
-        self,
-        x: jax.Array,
-        optimiser: list[jax.Array],
-        active: jax.Array,
-        node: jax.Array,
-        jobs: jax.Array,
-        rows: _Rows,
-    ) -> tuple[jax.Array, list[jax.Array]]:
+        self, x: _Leaves, optimiser: _Leaves, active: jax.Array, node: jax.Array, jobs: jax.Array, rows: Rows
+    ) -> tuple[_Leaves, _Leaves]:
         """Weights and optimiser states after one job of those that are active; all (width, ...)."""
-        change, stepped, _ = jax.vmap(self._trainer.train_one)(
+
+        def one(x: _Leaves, *more: Any) -> Any:
+            trained, optimiser, _ = self._trainer.train_leaves(self._tree(x), *more)
+            leaves = jax.tree_util.tree_leaves(trained)
+            return tuple(leaf.astype(jnp.float32).reshape(-1) for leaf in leaves), optimiser
+
+        stepped = jax.vmap(one)(
             x,
-            tuple(optimiser),
+            optimiser,
             jobs == 0,
-            self._batches(rows, node, jobs),
+            batches(
+                rows, node, jobs, steps=self.settings.local_steps, size=self._batch, seed=self._shuffle_seed
+            ),
             node.astype(jnp.uint32),
             jobs * jnp.uint32(self.settings.local_steps),
         )
-        done = [
-            jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            for new, old in zip(stepped, optimiser, strict=True)
-        ]
-        return jnp.where(active[:, None], x + change, x), done
+        done: tuple[_Leaves, _Leaves] = jax.tree_util.tree_map(
+            lambda new, old: _chosen(active, new, old), stepped, (x, optimiser)
+        )
+        return done
 
-    def _wave(self, key: Key, i: _Ends, j: _Ends, genesis: jax.Array) -> tuple[_Ends, _Ends, list[jax.Array]]:
+    def _tree(self, x: _Leaves) -> Any:
+        """The task's parameters of one node."""
+        return self._trainer.tree_of(
+            [leaf.reshape(shape) for leaf, shape in zip(x, self._shapes, strict=True)]
+        )
+
+    def _wave(self, key: Key, i: _Ends, j: _Ends, genesis: _Leaves) -> tuple[_Ends, _Ends, list[jax.Array]]:
         """Each of i asks its partner of j; return both as they are then, and what _Counts counts from `finished` on."""
         settings, lanes = self.settings, self._lanes
         k_late, k_legs = jax.random.split(key)
         shown_i, shown_j = i.x, j.x
         if settings.late:
             late = jax.random.uniform(k_late, (lanes,)) < settings.late
-            shown_i = jnp.where(late[:, None], i.before, i.x)
+            shown_i = tuple(_chosen(late, *pair) for pair in zip(i.before, i.x, strict=True))
         if self._bad:
-            shown_i = jnp.where(
-                (i.node < self._bad)[:, None], lie(settings.attack, shown_i, genesis[None]), shown_i
-            )
-            shown_j = jnp.where(
-                (j.node < self._bad)[:, None], lie(settings.attack, shown_j, genesis[None]), shown_j
-            )
+            shown_i = self._lies(i.node, shown_i, genesis)
+            shown_j = self._lies(j.node, shown_j, genesis)
         asks, replies = i.active & j.present, jnp.ones(lanes, bool)
         if settings.loss:
             arrives = jax.random.uniform(k_legs, (2, lanes)) >= settings.loss
             asks, replies = asks & arrives[0], arrives[1]
-        out: Outcome = jax.vmap(
-            lambda i, j, asks, replies: exchange(self._rules, genesis, i, j, asks=asks, replies=replies)
-        )(End(i.x, shown_i, i.met, i.mean), End(j.x, shown_j, j.met, j.mean), asks, replies)
+        # One vector for the whole model where blocks or norms run over all of it; else one for each leaf, which is the
+        # same arithmetic without the copies.
+        whole = self._rules.codec != "f32" or self._rules.config is not None
+        parts = (genesis, i.x, shown_i, j.x, shown_j)
+        vectors = [[jnp.concatenate(part, axis=-1)] if whole else list(part) for part in parts]
+        outs: list[Outcome] = [
+            jax.vmap(partial(exchange, self._rules), in_axes=(None, 0, 0, 0, 0))(
+                reference, End(i_x, i_shown, i.met, i.mean), End(j_x, j_shown, j.met, j.mean), asks, replies
+            )
+            for reference, i_x, i_shown, j_x, j_shown in zip(*vectors, strict=True)
+        ]
+        out = outs[0]
         counts = [
             jnp.sum(flags).astype(jnp.int32)
             for flags in (out.finished, out.answered & ~out.finished, out.refused)
         ]
+        i_x, j_x = (
+            tuple(jnp.split(out.x[end], self._ends, axis=1)) if whole else tuple(out.x[end] for out in outs)
+            for end in (0, 1)
+        )
         return (
-            i._replace(x=out.x[0], met=out.met[0], mean=out.mean[0]),
-            j._replace(x=out.x[1], met=out.met[1], mean=out.mean[1]),
+            i._replace(x=i_x, met=out.met[0], mean=out.mean[0]),
+            j._replace(x=j_x, met=out.met[1], mean=out.mean[1]),
             counts,
+        )
+
+    def _lies(self, node: jax.Array, x: _Leaves, genesis: _Leaves) -> _Leaves:
+        return tuple(
+            _chosen(node < self._bad, lie(self.settings.attack, leaf, reference[None]), leaf)
+            for leaf, reference in zip(x, genesis, strict=True)
         )
 
     def _half(self, number: jax.Array) -> jax.Array:
         """Where in the slabs the nodes lie when round `number` begins."""
-        return jnp.where(number % 2 == 0, 0, self._slots).astype(jnp.int32)
+        return self._slots * (number % self._halves)
 
     # --- nodes ---------------------------------------------------------------------------------------------------
 
@@ -460,27 +491,6 @@ class Fleet:
         # Attackers have the smallest numbers, stragglers the largest.
         return present & ~((node >= self.settings.nodes - self._slow) & busy)
 
-    def _batches(self, rows: _Rows, node: jax.Array, jobs: jax.Array) -> dict[str, jax.Array]:
-        """Rows for one job of each node: {name: (nodes, steps, batch, ...)}.
-
-        Whole epochs, one after the other, each in another order, as the task's own batches; not the same orders.
-        """
-        steps, batch = self.settings.local_steps, self._batch
-        part = node % rows.sizes.shape[0]
-        size = rows.sizes[part][:, None]  # (nodes, 1)
-        place = (jobs * jnp.uint32(steps * batch))[:, None] + jnp.arange(steps * batch, dtype=jnp.uint32)[
-            None
-        ]
-        epoch, place = place // size, place % size  # (nodes, steps * batch)
-        drawn = _mixed(_mixed(node.astype(jnp.uint32) ^ self._shuffle_seed)[:, None] ^ epoch)
-        stride = rows.strides[part[:, None], (drawn % _STRIDES).astype(jnp.int32)]
-        place = (place * stride + (drawn >> 3) % size) % size
-        row = rows.table[part[:, None], place.astype(jnp.int32)]  # (nodes, steps * batch)
-        return {
-            name: _take(array, row).reshape(node.shape[0], steps, batch, *array.shape[1:])
-            for name, array in rows.train.items()
-        }
-
     def _dealt(self, key: Key, state: _State, source: jax.Array) -> _State:
         m = self._slots
         here = tuple(jax.lax.dynamic_slice_in_dim(slab, source, m) for slab in state.slabs)
@@ -491,7 +501,7 @@ class Fleet:
 
     # --- measuring, on one device of the mesh -----------------------------------------------------------------------
 
-    def _measure(self, state: _State, rows: _Rows, number: jax.Array, *, sample: int) -> _Measured:
+    def _measure(self, state: _State, rows: Rows, number: jax.Array, *, sample: int) -> _Measured:
         """Accuracy of the first `sample` slots, whoever lies there; consensus of all."""
         honest = (state.node >= self._bad) & self._present(state.node, state.up)  # (m,)
         taken = honest[:sample]
@@ -499,10 +509,11 @@ class Fleet:
         total = sum(len(next(iter(batch.values()))) for batch in rows.test)
 
         def accuracy(slot: jax.Array) -> jax.Array:
-            y = state.slabs[1][source + slot]
-            right = jnp.float32(0)
+            n = len(self._shapes)
+            y = self._tree(tuple(slab[source + slot] for slab in state.slabs[n : 2 * n]))
+            right: jax.Array = jnp.float32(0)
             for batch in rows.test:
-                _, metrics = self._trainer.evaluate_one(y, batch)
+                metrics: dict[str, jax.Array] = self._trainer.evaluate_leaves(y, batch)[1]
                 right += metrics["accuracy"] * np.float32(len(next(iter(batch.values()))) / total)
             return right
 
@@ -515,29 +526,40 @@ class Fleet:
         mean = jnp.sum(jnp.where(jnp.isfinite(ranked), ranked, 0)) / count
         places = jnp.round(jnp.array(_QUANTILES) * (count - 1)).astype(jnp.int32)
         return _Measured(
-            mean, ranked[0], ranked[places], self._consensus(state.slabs[0], source, honest), count
+            mean,
+            ranked[0],
+            ranked[places],
+            self._consensus(state.slabs[: len(self._shapes)], source, honest),
+            count,
         )
 
-    def _consensus(self, slab: jax.Array, source: jax.Array, honest: jax.Array) -> jax.Array:
-        """Root of the mean squared distance from the mean."""
+    def _consensus(self, slabs: _Leaves, source: jax.Array, honest: jax.Array) -> jax.Array:
+        """Root of the mean squared distance from the mean. algorithms.md section 0."""
         width = 2 * self._lanes
         weights = honest.astype(jnp.float32).reshape(self._chunks, width)
 
-        def total(of: Callable[[jax.Array], jax.Array], zero: jax.Array) -> jax.Array:
-            def add(sum_: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        def total(of: Callable[[jax.Array, jax.Array], jax.Array], centre: _Leaves) -> _Leaves:
+            def add(sums: _Leaves, item: tuple[jax.Array, jax.Array]) -> tuple[_Leaves, None]:
                 k, weight = item
-                x = jax.lax.dynamic_slice_in_dim(slab, source + k * width, width)  # (width, values)
-                return sum_ + jnp.sum(weight[:, None] * of(x), axis=0), None
+                # Chunk by chunk: a slice of a whole half would be a copy of it.
+                rows = [jax.lax.dynamic_slice_in_dim(slab, source + k * width, width) for slab in slabs]
+                more = [
+                    jnp.tensordot(weight, of(leaf, middle[None]), axes=1)
+                    for leaf, middle in zip(rows, centre, strict=True)
+                ]
+                return tuple(one + other for one, other in zip(sums, more, strict=True)), None
 
-            # Chunk by chunk: a slice of a whole half would be a copy of it.
-            sum_, _ = jax.lax.scan(add, zero, (jnp.arange(self._chunks, dtype=jnp.int32), weights))
-            everywhere: jax.Array = _total(sum_)
+            begin = tuple(jnp.zeros(slab.shape[1:], jnp.float32) for slab in slabs)
+            items = (jnp.arange(self._chunks, dtype=jnp.int32), weights)
+            everywhere: _Leaves = _total(jax.lax.scan(add, begin, items)[0])
             return everywhere
 
-        zero = jnp.zeros(self.values, jnp.float32)
         count = _total(jnp.sum(weights))
-        centre = total(lambda x: x, zero) / count  # (values,)
-        return jnp.sqrt(jnp.sum(total(lambda x: jnp.square(x - centre[None]), zero)) / count)
+        nowhere = tuple(jnp.zeros(slab.shape[1:], jnp.float32) for slab in slabs)
+        centre = tuple(leaf / count for leaf in total(lambda x, _: x, nowhere))
+        squares = total(lambda x, middle: jnp.square(x - middle), centre)
+        distance: jax.Array = jnp.sqrt(sum((jnp.sum(leaf) for leaf in squares), jnp.float32(0)) / count)
+        return distance
 
 
 def simulate(
@@ -602,52 +624,25 @@ def _shape(settings: FleetSettings, devices: int, platform: str) -> tuple[int, i
     return lanes, chunks
 
 
-def _rows(task: Any, settings: FleetSettings, seeds: Seeds) -> _Rows:
-    """The data set of a task that holds all rows, and the division among the nodes."""
-    train = getattr(task, "train", None)
-    if train is None or not hasattr(train, "x") or not hasattr(train, "y"):
-        raise LocalError(
-            f"the fleet needs all rows on the device: the task {settings.task!r} has no `train` with arrays x and y"
-        )
-    x, y = np.asarray(train.x), np.asarray(train.y)
-    count = max(1, min(settings.nodes, len(y) // _ROWS_EACH_MIN))
-    kind = settings.args.get("partition") or ("dirichlet" if "alpha" in settings.args else "iid")
-    more = {"alpha": settings.args["alpha"]} if "alpha" in settings.args else {}
-    # The seed that the world gives its tasks: the same seed divides alike in both.
-    seed = settings.args.get("seed", seeds.integer("data") % 2**32)
-    parts = divide(kind, y, count, seed=seed, **more)
-    table = np.zeros((count, max(len(part) for part in parts)), np.int32)
-    strides = np.ones((count, _STRIDES), np.uint32)
-    rng = np.random.default_rng(seeds.integer("strides") % 2**32)
-    for index, part in enumerate(parts):
-        table[index, : len(part)] = part
-        coprime = [s for s in range(1, len(part)) if np.gcd(s, len(part)) == 1] or [1]
-        strides[index] = rng.choice(coprime, _STRIDES)
-    return _Rows(
-        train={"x": x, "y": y},  # type: ignore[dict-item]
-        test=tuple(dict(batch) for batch in task.batches("test", 0)),
-        table=table,  # type: ignore[arg-type]
-        sizes=np.array([len(part) for part in parts], np.uint32),  # type: ignore[arg-type]
-        strides=strides,  # type: ignore[arg-type]
-    )
-
-
 def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
     taken: jax.Array = array.at[rows].get(mode="promise_in_bounds")
     return taken
+
+
+def _turned(count: int, by: int) -> jax.Array:
+    """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
+    return (jnp.arange(count, dtype=jnp.int32) + by) % count
 
 
 def _write(array: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
 
 
+def _chosen(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    """Row by row; flags (rows,), the others (rows, ...)."""
+    return jnp.where(flags.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
 def _total(tree: Any) -> Any:
     """The sum over all devices."""
     return jax.lax.psum(tree, _AXIS)  # type: ignore[no-untyped-call]
-
-
-def _mixed(bits: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3: every bit of the input changes half of the output's. uint32."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)

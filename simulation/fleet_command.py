@@ -7,7 +7,9 @@ by way of jax.distributed; the first process tells the result.
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -19,16 +21,18 @@ from simulation.fleet_settings import FleetReport, FleetSettings, Point
 if TYPE_CHECKING:
     import jax
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 _SHARE = click.FloatRange(0, 1)
 _COUNT = click.IntRange(min=1)
 _DEFAULTS = FleetSettings()
 
 
-def _setting(name: str, kind: Any, text: str, **more: Any) -> Any:
+def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
     """An option that is a field of FleetSettings, with its default."""
     default = getattr(_DEFAULTS, name)
     option = "--" + name.replace("_", "-")
-    return click.option(option, name, type=kind, default=default, show_default=True, help=text, **more)
+    return click.option(option, name, type=kind, default=default, show_default=True, help=text)
 
 
 @click.command("fleet")
@@ -91,20 +95,37 @@ def fleet(
     from gossip.errors import LocalError
     from p2pnode.errors import UserError
 
+    told = process == 0
     try:
-        meshed = _devices(devices, coordinator, processes, process)
+        with _quiet(coordinator is not None):
+            meshed = _devices(devices, coordinator, processes, process)
 
-        from simulation.fleet import simulate
+            from simulation.fleet import simulate
 
-        told = process == 0
-        report = simulate(
-            settings, devices=meshed, central=told and not no_central, progress=_tell if told else None
-        )
+            report = simulate(
+                settings, devices=meshed, central=told and not no_central, progress=_tell if told else None
+            )
     except (LocalError, UserError) as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)
     if told:
         click.echo(msgspec.json.encode(report).decode() if as_json else _told(report))
+
+
+@contextmanager
+def _quiet(several: bool) -> Iterator[None]:
+    """Send what libraries print on standard output to standard error: gloo greets its peers there."""
+    if not several:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _devices(count: int, coordinator: str | None, processes: int, process: int) -> "list[jax.Device]":
@@ -114,10 +135,13 @@ def _devices(count: int, coordinator: str | None, processes: int, process: int) 
     from gossip.errors import LocalError
 
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        # Concerns the processor only, which else counts as one device.
-        jax.config.update("jax_num_cpu_devices", count)
+        try:
+            # Concerns the processor only, which else counts as one device.
+            jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            pass  # JAX runs already in this process: it has the devices that it has
     if coordinator is not None:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
         jax.distributed.initialize(coordinator, processes, process)
         return list(jax.devices())
     found = jax.devices()

@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def exchange(
-    rules: Rules, reference: jax.Array, i: End, j: End, *, asks: jax.Array, replies: jax.Array
+    rules: Rules, reference: jax.Array, i: End, j: End, asks: jax.Array, replies: jax.Array
 ) -> Outcome:
     """One exchange of a whole model; `vmap` it over pairs.
 

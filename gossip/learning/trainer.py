@@ -90,8 +90,20 @@ class Trainer:
         node: jax.Array,  # () uint32
         step: jax.Array,  # () uint32
     ) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array]:
-        """Return (change of the vector, new state, mean loss). For `vmap`: simulation/fleet.py trains by it, too."""
-        floats = self._floats(vector)
+        """Return (change of the vector, new state, mean loss)."""
+        floats, end, loss = self.train_leaves(self._floats(vector), state, fresh, batches, node, step)
+        return self._vector(floats) - vector, end, loss
+
+    def train_leaves(
+        self,
+        floats: Pytree,
+        state: tuple[jax.Array, ...],
+        fresh: jax.Array,
+        batches: dict[str, jax.Array],
+        node: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Pytree, tuple[jax.Array, ...], jax.Array]:
+        """The same on a tree as `tree_of` makes it, which is returned trained; simulation/fleet.py maps over it."""
         started = jax.tree_util.tree_leaves(self._optimizer.init(floats))
         leaves = [jnp.where(fresh, new, old) for new, old in zip(started, state, strict=True)]
         key = jax.random.fold_in(self._key, node)
@@ -108,14 +120,32 @@ class Trainer:
 
         begin = (floats, jax.tree_util.tree_unflatten(self._state_tree, leaves), step)
         (floats, end, _), losses = jax.lax.scan(body, begin, batches)  # losses: (steps,)
-        change = self._vector(floats) - vector
-        return change, tuple(jax.tree_util.tree_leaves(end)), jnp.mean(losses.astype(jnp.float32))
+        return floats, tuple(jax.tree_util.tree_leaves(end)), jnp.mean(losses.astype(jnp.float32))
 
     def evaluate_one(
         self, vector: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss, metrics = self.task.loss(self._whole(self._floats(vector)), batch, self._key)
+        return self.evaluate_leaves(self._floats(vector), batch)
+
+    def evaluate_leaves(
+        self, floats: Pytree, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return loss and metrics of a tree as `tree_of` makes it."""
+        loss, metrics = self.task.loss(self._whole(floats), batch, self._key)
         return loss, metrics
+
+    def tree_of(self, leaves: Sequence[jax.Array]) -> Pytree:
+        """Return the tree of parameters with these float32 arrays as its float leaves, and None for the others.
+
+        Args:
+            leaves: In the order and the shapes of `schema.leaves`; they are cast to the user's types.
+        """
+        given = iter(leaves)
+        placed = [
+            next(given).astype(leaf.dtype) if shared else None
+            for leaf, shared in zip(self._leaves, self._shared, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(self._tree, placed)
 
     def _floats(self, vector: jax.Array) -> Pytree:
         """Return the tree of parameters with its float leaves from the vector, and None for the others.

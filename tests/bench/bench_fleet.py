@@ -1,0 +1,111 @@
+"""The fleet: node-updates a second, against gossipy's and against a bare JAX loop of the same arithmetic.
+
+A node-update is one local training job of one node together with the exchange that it initiates. gossipy's figures
+(500 nodes, digits, logistic regression and an MLP 64-32-10) were recorded on another machine. The bare loop is what one
+would write by hand for this one experiment, as JAX likes it best: parameters as a tree, the rows of every node as one
+array, no choice of codec, gate or faults, nothing counted. It trains, keeps the read-out, and averages every node with
+two random others, as the fleet does; both are measured in turns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.bench.figures import Figure, medians
+
+# reference: gossipy at commit ea85ab1, torch 2.13 on the processor, 500 nodes.
+GOSSIPY_UPDATES = {"logistic": 721.0, "mlp": 568.0}
+# gossipy's MLP; the logistic regression has no hidden layer.
+HIDDEN = 32
+NODES = 500
+ROUNDS = 400
+# Sizes over which the cost of a node-update should stay the same, and node-updates in one measurement of each.
+SIZES = (1_000, 10_000, 100_000)
+UPDATES = 400_000
+
+
+def fleet(model: str, nodes: int, rounds: int) -> Callable[[], object]:
+    """So many rounds of the fleet, compiled; measuring, which the bare loop does not do, is kept to two nodes."""
+    from simulation.fleet import Fleet
+    from simulation.fleet_settings import FleetSettings
+
+    args = {"model": model, "hidden": HIDDEN}
+    made = Fleet(FleetSettings(nodes=nodes, rounds=rounds, args=args, sample=2, batch=3))
+    made.compile()
+    return lambda: made.advance(rounds)
+
+
+def bare(model: str, nodes: int, rounds: int) -> Callable[[], object]:
+    """The same arithmetic as a loop of its own."""
+    import jax
+    import jax.numpy as jnp
+
+    from p2pnode.tasks.digits import make
+
+    task = make(model=model, hidden=HIDDEN)
+    # Three rows for each node, as on average of 500 nodes.
+    rows = jnp.arange(nodes * 3).reshape(nodes, 3) % len(task.train)
+    x, y = jnp.asarray(task.train.x)[rows], jnp.asarray(task.train.y)[rows]  # (nodes, 3, 64), (nodes, 3)
+    first = task.init(jax.random.key(0))
+    begin = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (nodes, *leaf.shape)), first)
+
+    def one(params: Any, x: Any, y: Any) -> Any:
+        gradient = jax.grad(lambda params: task.loss(params, {"x": x, "y": y}, None)[0])(params)
+        return jax.tree.map(lambda leaf, slope: leaf - 0.2 * slope, params, gradient)
+
+    def round_(carry: Any, key: Any) -> Any:
+        params, readout = carry
+        readout = jax.tree.map(lambda mean, leaf: leaf + 0.9 * (mean - leaf), readout, params)
+        params = jax.vmap(one)(params, x, y)
+        for wave in jax.random.split(key):
+            order = jax.random.permutation(wave, nodes)
+            partner = (
+                jnp.zeros(nodes, int).at[order].set(jnp.roll(order.reshape(2, -1), 1, axis=0).reshape(-1))
+            )
+            params = jax.tree.map(lambda leaf, partner=partner: (leaf + leaf[partner]) / 2, params)
+        return (params, readout), None
+
+    @jax.jit
+    def run(carry: Any, key: Any) -> Any:
+        return jax.lax.scan(round_, carry, jax.random.split(key, rounds))[0]
+
+    return lambda: jax.block_until_ready(run((begin, begin), jax.random.key(1)))
+
+
+def five_hundred() -> list[Figure]:
+    figures = []
+    for model, gossipy in GOSSIPY_UPDATES.items():
+        ours_s, bare_s = medians(fleet(model, NODES, ROUNDS), bare(model, NODES, ROUNDS))
+        updates = NODES * ROUNDS / ours_s
+        name = f"fleet: node-updates, {NODES} nodes, {model}"
+        figures += [
+            Figure(name=name, value=updates, unit="1/s", reference=gossipy, against="gossipy", recorded=True),
+            Figure(
+                name=name,
+                value=updates,
+                unit="1/s",
+                reference=NODES * ROUNDS / bare_s,
+                against="bare lax.scan + vmap of the same arithmetic",
+            ),
+        ]
+    return figures
+
+
+def sizes() -> list[Figure]:
+    """Microseconds per node-update from 10^3 to 10^5 nodes, in turns with the smallest."""
+    smallest = fleet("logistic", SIZES[0], UPDATES // SIZES[0])
+    figures = []
+    for nodes in SIZES[1:]:
+        ours_s, reference_s = medians(fleet("logistic", nodes, UPDATES // nodes), smallest, repeats=3)
+        figures.append(
+            Figure(
+                name=f"fleet: one node-update, {nodes} nodes, logistic",
+                value=ours_s / UPDATES * 1e6,
+                unit="us",
+                reference=reference_s / UPDATES * 1e6,
+                against=f"{SIZES[0]} nodes",
+            )
+        )
+    return figures
+
+
+BENCHMARKS = (five_hundred, sizes)
