@@ -210,7 +210,9 @@ class Directory:
         self, target: bytes, purpose: str, now: float, out: list[Effect], *, place: Key | None = None
     ) -> bool:
         """Start a lookup; False when the table is empty. `place`: collect the records under this key too."""
-        seeds = self.table.closest(target, self._config.k)
+        # The table keeps the dead for a while. Where they are the k nearest, the living beside them lead further.
+        k = self._config.k
+        seeds = [*self.table.closest(target, k), *self.table.closest(target, k, live=True)]
         if not seeds:
             return False
         self.table.looked(target, now)

@@ -9,7 +9,7 @@ import pytest
 from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip import memory, wire
-from gossip.dht.ids import Key, node_id, provider_key
+from gossip.dht.ids import Key, distance, node_id, provider_key
 from gossip.dht.records import PeerRecord, ProviderRecord, sign_record
 from gossip.dht.routing import Contact
 from gossip.events import DialFailed, Leave, Looked
@@ -129,3 +129,25 @@ def test_after_a_long_silence_those_who_are_left_find_each_other(
     assert (b.id, c.id) in net.links
     net.tell(b, Leave())
     assert c.address in memory.peers(b.store)
+
+
+def test_a_lookup_gets_past_the_dead_who_are_nearest(net: Any, quiet: Any) -> None:
+    """The table keeps the dead for a while. Those of them that are the k nearest must not be all that is asked."""
+    config = replace(quiet, dht=replace(quiet.dht, k=2))
+    asker, living = net.add(config=config), net.add(config=config)
+    net.run(5.0)
+    directory = asker.node._directory
+    identities = [Identity.from_seed(bytes([number, 1]) * 16) for number in range(40)]
+    target = node_id(identities[0].public_key)
+    near = sorted(identities, key=lambda one: distance(node_id(one.public_key), target))[:2]
+    assert distance(living.id, target) > distance(node_id(near[1].public_key), target)
+    for dead in near:
+        contact = Contact(node_id(dead.public_key), dead.public_key, ("10.9.9.9:1",), b"no record")
+        directory.table.offer(contact, net.now)
+
+    effects: list[Any] = []
+    assert directory.look_up(target, "test", net.now, effects)
+    net._carry_out(asker, effects)
+    net.run(30.0)
+    found = [news.found for news in asker.news if isinstance(news, Looked) and news.purpose == "test"]
+    assert found == [1], "the living one answered"
