@@ -44,6 +44,21 @@ class Outcome(NamedTuple):
     seen: str
 
 
+def failures(folder: Path, seeds: str) -> list[str]:
+    """What the swarm of the packages in `folder` says, up to the first seeds that fail."""
+    words = ["swarm", "--seeds", seeds, "--nodes-max", str(NODES_MAX), "--first", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "simulation", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    failed: list[str] = json.loads(done.stdout)["failed"]
+    return failed
+
+
 def search(fault: Planted, seeds: int) -> Outcome:
     """Plant a fault in a copy of the packages, and run seeds until one fails."""
     with tempfile.TemporaryDirectory() as folder:
@@ -54,21 +69,14 @@ def search(fault: Planted, seeds: int) -> Outcome:
         text = path.read_text()
         assert text.count(fault.old) == 1, f"{fault.name}: {text.count(fault.old)} places in {fault.path}"
         path.write_text(text.replace(fault.old, fault.new))
-        words = ["swarm", "--seeds", f"0:{seeds}", "--nodes-max", str(NODES_MAX), "--first", "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "simulation", *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": folder},
-            capture_output=True,
-            text=True,
-        )
-    assert done.returncode in (0, 1), done.stderr[-2000:]
-    failed = json.loads(done.stdout)["failed"]
+        failed = failures(Path(folder), f"0:{seeds}")
     if not failed:
         return Outcome(None, "")
     found = re.fullmatch(r"seed (\d+): (.*); replay with: .*", failed[0], re.DOTALL)
     assert found is not None, failed[0]
-    return Outcome(int(found[1]), re.sub(r"\b[0-9a-f]{8}\b", "...", found[2])[:160].replace("|", "/"))
+    seed = int(found[1])
+    assert not failures(ROOT, f"{seed}:{seed + 1}"), f"seed {seed} fails without the fault: mend that first"
+    return Outcome(seed, re.sub(r"\b[0-9a-f]{8}\b", "...", found[2])[:160].replace("|", "/"))
 
 
 def main() -> None:
