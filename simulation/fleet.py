@@ -534,7 +534,7 @@ class Fleet:
         )
 
     def _consensus(self, slabs: _Leaves, source: jax.Array, honest: jax.Array) -> jax.Array:
-        """Root of the mean squared distance from the mean. algorithms.md section 0."""
+        """Root of the mean squared distance from the mean. docs/learning.md."""
         width = 2 * self._lanes
         weights = honest.astype(jnp.float32).reshape(self._chunks, width)
 

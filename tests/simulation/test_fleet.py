@@ -35,7 +35,7 @@ def ready(**fields: Any) -> Fleet:
     return fleet
 
 
-# --- mixing, with training switched off (algorithms.md section 4) --------------------------------------
+# --- mixing, with training switched off (docs/learning.md) --------------------------------------
 
 # Small enough to change no float32 weight.
 FROZEN = {**LOGISTIC, "lr": 1e-30}
