@@ -90,10 +90,11 @@ class FleetReport(Struct, frozen=True):
 def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSettings:
     """Return what comes nearest to a scenario of the world.
 
-    A round lasts as long as the world's: the interval, or training and an exchange where these take longer. The world
-    repeats an offer once that got no answer, so a leg is lost for good with the square of the loss; an offer is late
-    in that share of a round which it takes to get an answer. Partitions, duplication, reordering, bandwidth and the
-    spread of speeds have no counterpart here, and who leaves comes back after a time that is drawn, not planned.
+    A round lasts as long as the world's: the interval, or training and an exchange where these take longer. A leg is
+    lost as a frame is: the world repeats an offer without an answer once, but loses handshakes as well (100 nodes, wan
+    with 5 % loss: 0.86 exchanges a job there, 0.90 here). An offer is late in that share of a round which it takes to
+    get an answer. Partitions, duplication, reordering, bandwidth and the spread of speeds have no counterpart here, and
+    who leaves comes back after a time that is drawn, not planned.
 
     Args:
         seed: Divides the rows as in the world.
@@ -114,7 +115,7 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
         batch=scenario.task.args.get("batch", 0),
         gate=True,
         exchange=config.exchange,
-        loss=network.loss**2,
+        loss=network.loss,
         late=min(1.0, answer_s / round_s),
         churn=min(1.0, (faults.churn + faults.crash) / ceil(scenario.duration_s / round_s)),
         away_rounds=max(1.0, faults.away_s_mean / round_s),

@@ -201,7 +201,7 @@ def test_fleet_and_world_learn_alike() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("model", ["logistic", "mlp"])
 def test_a_hundred_nodes_of_fleet_and_world_learn_alike(model: str) -> None:
-    tree = {**SCENE, "nodes": 100, "duration_s": 36.0, "network": {"preset": "wan", "loss": 0.05}}
+    tree = {**SCENE, "nodes": 100, "duration_s": 36.0}
     tree["task"] = {"name": "digits", "args": {"model": model, "alpha": 0.5, "batch": 8}}
     check_agreement(parse(tree, "scene.toml"), range(4), [20.0, 28.0, 36.0])
 
