@@ -6,6 +6,9 @@ are written into it by `p2pnode init`: they speak to whoever runs a node.
 
 from dataclasses import dataclass, field
 
+# Names of the wire codecs; gossip/learning/codec.py has them.
+CODECS = ("f32", "int8", "int4")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DhtConfig:

@@ -26,7 +26,7 @@ from crypto.errors import CryptoError
 from crypto.identity import Identity, PublicKey, Signature, verify
 from crypto.signing import Purpose
 from gossip import memory, wire
-from gossip.config import ExchangeConfig
+from gossip.config import CODECS, ExchangeConfig
 from gossip.deadlines import Deadlines
 from gossip.dht.ids import NodeId, node_id
 from gossip.errors import Reason, RemoteError
@@ -50,7 +50,7 @@ from gossip.events import (
     Responded,
     Send,
 )
-from gossip.learning.codec import CODECS, payload_bytes
+from gossip.learning.codec import payload_bytes
 from gossip.learning.task import RunInfo
 from gossip.sequence import Sequence
 from gossip.wire import OfferHeader, OfferMessage, ReplyHeader, ReplyMessage

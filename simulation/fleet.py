@@ -28,9 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gossip.config import LearningConfig
+from gossip.config import CODECS, LearningConfig
 from gossip.errors import LocalError
-from gossip.learning.codec import CODECS
 from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
 from simulation.fleet_data import Rows, batches, divided

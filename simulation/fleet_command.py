@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from gossip.learning.codec import CODECS
-from p2pnode.tasks.partition import KINDS
+from gossip.config import CODECS
 from simulation.fleet_settings import FleetReport, FleetSettings, Point
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @click.option("--model", type=click.Choice(["logistic", "mlp"]), help="Of the built-in tasks.")
 @click.option("--hidden", type=_COUNT, help="Width of the mlp's hidden layer.")
 @click.option("--lr", type=float, help="Learning rate of the built-in tasks.")
-@click.option("--partition", type=click.Choice(KINDS), help="How rows are divided.")
+@click.option("--partition", help="How rows are divided: iid, dirichlet, shards or quantity.")
 @click.option("--alpha", type=float, help="Of Dirichlet: 0.1 makes very unequal parts.")
 @_setting(
     "batch", click.IntRange(min=0), "Rows in a batch; 0: as many as a node holds, or as the task takes."

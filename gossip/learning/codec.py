@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from gossip.config import CODECS
 from gossip.errors import LocalError, Reason, RemoteError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -29,8 +30,6 @@ BLOCK = 64
 # Codes lie in [-levels, levels]; the most negative two's complement code is not used, so rounding is
 # symmetric.
 LEVELS = {"int8": 127, "int4": 7}
-CODECS = ("f32", "int8", "int4")
-
 # Scales are max|v| times this. Multiplied, because XLA turns a division by a constant into a multiplication;
 # and two steps below 1/levels, so that levels * scale never rounds to more than max|v|, which could be
 # infinity.

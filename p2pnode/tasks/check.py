@@ -9,10 +9,10 @@ import time
 import numpy as np
 from msgspec import Struct
 
-from gossip.config import ExchangeConfig, LearningConfig
+from gossip.config import CODECS, ExchangeConfig, LearningConfig
 from gossip.errors import LocalError
 from gossip.events import JobRefused, Offer, Offered, Respond
-from gossip.learning.codec import CODECS, payload_bytes
+from gossip.learning.codec import payload_bytes
 from gossip.learning.learner import Learner
 from gossip.learning.task import Task, run_info, task_name
 from p2pnode.errors import ExitCode, UserError

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from gossip.learning.codec import CODECS, decode, encode
+from gossip.config import CODECS
+from gossip.learning.codec import decode, encode
 from tests.bench.figures import Figure, medians
 
 # One shard of the largest size: 4 MiB of float32.

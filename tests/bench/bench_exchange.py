@@ -15,8 +15,8 @@ from pathlib import Path
 
 import trio
 
-from gossip.config import LearningConfig
-from gossip.learning.codec import CODECS, payload_bytes
+from gossip.config import CODECS, LearningConfig
+from gossip.learning.codec import payload_bytes
 from gossip.learning.shards import shard_sizes
 from p2pnode.control import ControlClient
 from p2pnode.home import Home

@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gossip.config import ExchangeConfig, LearningConfig
+from gossip.config import CODECS, ExchangeConfig, LearningConfig
 from gossip.events import Adopt, Adopted, Finish, Finished, JobRefused, Offer, Offered, Respond, Responded
-from gossip.learning.codec import CODECS, payload_bytes
+from gossip.learning.codec import payload_bytes
 from gossip.learning.learner import Learner, TrainOutput
 from gossip.learning.task import Leaf, Schema, run_info
 

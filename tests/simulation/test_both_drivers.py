@@ -306,7 +306,8 @@ def test_nothing_is_refused_that_was_not_to_be_expected(both: dict[str, Seen]) -
     for seen in both.values():
         assert seen.refused.keys() <= {"unexpected", "busy", "not_ready"}
         assert seen.refused_by_peers.keys() <= {"timeout", "busy", "not_ready"}
-        assert seen.refused_by_peers["timeout"] > 0
+        # Repetition makes up for nearly all lost frames, so a timeout is rare, but nothing else may be behind it.
+        assert seen.lost > 0
         exchanges = seen.initiated[-1]
         assert sum(seen.refused.values()) < 0.05 * exchanges
         assert sum(seen.refused_by_peers.values()) < 0.05 * exchanges

@@ -13,10 +13,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-from gossip.config import ExchangeConfig, LearningConfig
+from gossip.config import CODECS, ExchangeConfig, LearningConfig
 from gossip.events import Finish, Finished, Offer, Offered, Respond, Responded
 from gossip.learning import pair
-from gossip.learning.codec import CODECS, code, value
+from gossip.learning.codec import code, value
 from gossip.learning.learner import Learner, TrainOutput
 from gossip.learning.task import Leaf, Schema, Task, run_info
 
