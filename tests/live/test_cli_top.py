@@ -32,7 +32,8 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J"
 PATIENCE_S = 30.0
 # As a shell's child: the pty becomes the terminal that Ctrl-C belongs to.
 TAKE_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and inherited, where the tests run in the background
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
