@@ -152,6 +152,7 @@ class Exchanges:
         self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
         self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
         self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
+        self._replies_to: dict[NodeId, dict[bytes, None]] = {}  # the same offers, oldest first, by peer
         self._replies_bytes = 0
         self._moves: dict[NodeId, int] = {}  # offers worked on since our last round began, by peer
         self._alone = True
@@ -519,10 +520,11 @@ class Exchanges:
         signature = self._identity.sign(Purpose.REPLY, self._network, header)
         frame = wire.encode(ReplyMessage(header, payload, signature))
         self._forget_reply(offer)  # of another peer, which sent the same header and was refused
-        theirs = [digest for digest, (to, _) in self._replies.items() if to == peer]
-        if len(theirs) * REPLIES_SHARE >= self._config.reply_cache_max:
-            self._forget_reply(theirs[0])
+        theirs = self._replies_to.get(peer)
+        if theirs and len(theirs) * REPLIES_SHARE >= self._config.reply_cache_max:
+            self._forget_reply(next(iter(theirs)))
         self._replies[offer] = (peer, frame)
+        self._replies_to.setdefault(peer, {})[offer] = None
         self._replies_bytes += len(frame)
         while len(self._replies) > self._config.reply_cache_max or (
             self._replies_bytes > REPLIES_BYTES_MAX and len(self._replies) > 1
@@ -534,6 +536,10 @@ class Exchanges:
         kept = self._replies.pop(offer, None)
         if kept is not None:
             self._replies_bytes -= len(kept[1])
+            theirs = self._replies_to[kept[0]]
+            del theirs[offer]
+            if not theirs:
+                del self._replies_to[kept[0]]
 
     def _end(self, shard: int, reason: Reason | None, *, crossed: bool = False) -> None:
         outgoing = self._outgoing.pop(shard)
