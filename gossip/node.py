@@ -497,6 +497,10 @@ class Node:
         remembered = self._rng.sample(self._remembered, min(3, len(self._remembered)))
         addresses = dict.fromkeys([*self._bootstrap, *remembered])
         out.extend(Dial(address, None) for address in addresses)
+        if not addresses and self._joined:
+            self._change_state(
+                self._working_state(), out
+            )  # nobody to look for, and a model from the last life
         if addresses:
             pause = self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5)
             self._bootstrap_pause_s = min(2.0 * self._bootstrap_pause_s, BOOTSTRAP_S_MAX)
@@ -650,6 +654,8 @@ class Node:
             out.append(Persist((*learned, self._peers_entry())))
         elif not self._exchanges.done(event.ticket, result, now, out):
             raise AssertionError(f"a result for the unknown ticket {event.ticket}")
+        elif not self._joined and all(age > 0 for age in self._exchanges.ages):
+            self._begin(out)  # somebody's offer made us adopt before our own did
 
     def _trained(self, result: Trained, out: list[Effect]) -> None:
         self._round += 1

@@ -196,8 +196,15 @@ def peers(home_text: str | None, as_json: bool) -> None:
 @cli.command()
 @_home_option
 @click.option("--once", is_flag=True, help="Print one table and exit; so it is when output is no terminal.")
-def top(home_text: str | None, once: bool) -> None:
+@_json_option
+def top(home_text: str | None, once: bool, as_json: bool) -> None:
     """Live view. q quits, ? shows the keys."""
+    if as_json:
+        from p2pnode import control
+
+        home = _home(home_text)
+        _print_json({"status": control.ask(home, "status"), "peers": control.ask(home, "peers")})
+        return
     from rich.console import Console
 
     from p2pnode.dashboard import live

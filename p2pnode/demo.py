@@ -399,7 +399,11 @@ class Swarm:
 
     def _rival_answers(self) -> dict[int, dict[str, Any]]:
         assert self._rival is not None, "start() was called"
-        out, _ = self._rival.communicate(timeout=EVALUATION_S_MAX)
+        assert self._rival.stdout is not None, "it was started with a pipe"
+        # Not communicate(): that closes its standard input, by which it would learn that we are gone. Its few lines fit
+        # into the pipe.
+        self._rival.wait(timeout=EVALUATION_S_MAX)
+        out = self._rival.stdout.read()
         if self._rival.returncode != 0:
             words = (self._folder / "alone.log").read_text(errors="replace").strip().splitlines()[-1:]
             raise UserError(

@@ -42,9 +42,13 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise _error(
+            f"{module_name!r} is no module name; expected package.module:factory, as in an import, not a path"
+        )
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise _error(
             f"the module of task {spec!r} cannot be imported ({error}); is it installed, or in {here}?"
         ) from error

@@ -302,3 +302,19 @@ def test_two_halves_that_formed_apart_become_one_network(net):
     apart = False
     net.run(300.0)
     assert [peer.node.snapshot(net.now).pool for peer in peers] == [3, 3, 3, 3]
+
+
+def test_newcomer_that_adopts_what_it_was_offered_begins_at_once(net, quiet):
+    old, new = net.add(config=quiet, weight=0.5), net.add(config=quiet)
+    net.run(2.0)
+    assert new.node.state == "joining"
+
+    net.exchange(old, new)
+
+    assert new.node.state == "training"
+
+
+def test_lone_node_with_a_model_works_from_the_start(net, quiet):
+    alone = net.add(config=quiet, weight=1.0)
+    net.run(0.1)
+    assert alone.node.state == "training"
