@@ -138,7 +138,7 @@ class Node:
         self._deadlines = Deadlines()
         self._tickets = itertools.count(1).__next__
         network = network_id(config.network)
-        self._sequence = Sequence(memory.ceiling(store))
+        self._sequence = Sequence(memory.ceiling(store), used=has_model)
         self._links = Links(connections_max=config.connections_max, rng=rng)
         self._directory = Directory(
             identity=identity,

@@ -18,9 +18,12 @@ SKIP = 2**24
 class Sequence:
     """Args:
     ceiling: The durable ceiling, 0 for a new identity.
+    used: There is a model from an earlier life. Without a ceiling, its numbers were lost: they are skipped.
     """
 
-    def __init__(self, ceiling: int) -> None:
+    def __init__(self, ceiling: int, *, used: bool = False) -> None:
+        if used and ceiling == 0:
+            ceiling = SKIP
         self._next = max(ceiling, 1)
         self._ceiling = ceiling
 

@@ -68,6 +68,9 @@ INBOX_MAX = 64
 # below the 10 s that people and systemd are promised.
 FINISH_S = 6.0
 
+# What a person's own test batches may raise when somebody asks for an evaluation.
+TASK_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, RuntimeError)
+
 log = structlog.get_logger(__name__)
 
 
@@ -396,7 +399,7 @@ class Daemon:
         """
         try:
             return dict(await self._worker.evaluate())
-        except LocalError as error:  # a question must not end the daemon
+        except (LocalError, *TASK_FAULTS) as error:  # a question must not end the daemon
             raise UserError(ExitCode.TASK, f"cannot be tested: {error}.") from error
 
     async def export(self, path: str) -> dict[str, Any]:

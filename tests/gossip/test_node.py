@@ -318,3 +318,20 @@ def test_lone_node_with_a_model_works_from_the_start(net, quiet):
     alone = net.add(config=quiet, weight=1.0)
     net.run(0.1)
     assert alone.node.state == "training"
+
+
+def test_node_with_a_model_but_no_numbers_skips_those_it_may_have_used(net, quiet):
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    a.node._sequence.__init__(0)  # its first life, in which it came to its model, began at one
+    net.run(2.0)
+    net.exchange(a, b)
+    net.cut(a, b, "state.sqlite was emptied")
+    net.run(1.0)
+    a.store = {"ages": a.store["ages"]}
+    a.start(net.now)
+    net.connect(a, b)
+    net.run(1.0)
+
+    net.exchange(a, b)
+
+    assert b.refused() == {}

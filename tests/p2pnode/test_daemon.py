@@ -293,11 +293,14 @@ async def test_a_snapshot_that_cannot_be_written_does_not_end_the_learning(autoj
     assert "snapshot_failed" in [line["event"] for line in lines]
 
 
-async def test_a_test_split_without_rows_is_a_sentence_and_not_the_end(autojump_clock: Clock) -> None:
+@pytest.mark.parametrize("fault", [LocalError, ValueError, OSError])
+async def test_a_test_split_without_rows_is_a_sentence_and_not_the_end(
+    autojump_clock: Clock, fault: type[Exception]
+) -> None:
     [machine] = machines(1)
 
     def nothing(vectors: Sequence[FloatArray]) -> list[dict[str, float]]:
-        raise LocalError("the task has no test rows")
+        raise fault("the task has no test rows")
 
     machine.bowl.evaluate = nothing  # type: ignore[method-assign]
     daemon = machine.daemon()
