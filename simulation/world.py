@@ -120,6 +120,16 @@ class Parts(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """Who is told what a node says and what happens to machines, on the way. Must change nothing."""
+
+    def news(self, host: "Host", news: News, now: float) -> None: ...
+
+    def power(self, host: "Host", kind: str, now: float) -> None:
+        """The program of a machine began ("up") or ended (the kind of fault)."""
+        ...
+
+
 class Link:
     """One open connection. Each end has it in its `links` until that end is closed."""
 
@@ -190,6 +200,7 @@ class World:
         replay: The command that repeats this run; part of every violation's message.
         check: Whether the checkers watch.
         tap: Called with (date, node, event) before each event, for transcripts and tests.
+        observer: Told the news of nodes, and when programs begin and end.
     """
 
     def __init__(
@@ -201,6 +212,7 @@ class World:
         replay: str = "",
         check: bool = True,
         tap: Callable[[float, Host, Event], None] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.scenario = scenario
         self.now = 0.0
@@ -224,6 +236,7 @@ class World:
         self._sequence = 0
         self._checker = ExchangeChecker(parts.run_id, replay) if check else None
         self._tap = tap
+        self._observer = observer
         # Where work takes no time, whatever a frame causes has happened when its delivery returns.
         self._settle = self._checker is not None and self._exchange_s == 0.0
         self.hosts = self._machines()
@@ -295,7 +308,7 @@ class World:
 
         def end() -> None:
             if host.life == life:
-                self._stop(host, noticed_after_s=0.0)
+                self._stop(host, Fault.CHURN, noticed_after_s=0.0)
 
         self._later(LEAVE_S, host, end)
 
@@ -315,6 +328,8 @@ class World:
         host.wakes = [inf]
         host.worker = self._parts.worker(host)
         host.core = self._parts.core(host, seeds=self.seeds, now=self.now)
+        if self._observer is not None:
+            self._observer.power(host, "up", self.now)
         self._deliver(host, Join(self._known(host)))
 
     # --- the beginning --------------------------------------------------------------------------------
@@ -489,6 +504,8 @@ class World:
         elif kind is Refused and news.by_us:  # type: ignore[union-attr]
             reason = str(news.reason)  # type: ignore[union-attr]
             self.refused[reason] = self.refused.get(reason, 0) + 1
+        if self._observer is not None:
+            self._observer.news(host, news, self.now)
 
     # --- connections --------------------------------------------------------------------------------------
 
@@ -574,9 +591,11 @@ class World:
         self._count(Fault.CRASH)
         # Half of the deaths take the machine along: no kernel closes the connections.
         silence = self.scenario.faults.silence_s if self._rng.random() < 0.5 else 0.0
-        self._stop(host, noticed_after_s=silence)
+        self._stop(host, Fault.CRASH, noticed_after_s=silence)
 
-    def _stop(self, host: Host, *, noticed_after_s: float) -> None:
+    def _stop(self, host: Host, kind: Fault, *, noticed_after_s: float) -> None:
+        if self._observer is not None:
+            self._observer.power(host, kind.value, self.now)
         host.core = None
         host.worker = None
         host.doomed = False
