@@ -145,7 +145,7 @@ def stop(home_text: str | None, as_json: bool, no_wait: bool) -> None:
             f"the daemon of {home.path} was told to stop and still runs after {STOP_TIMEOUT_S:g} s.",
         )
     if as_json:
-        _print_json({"stopped": True})
+        _print_json({"stopped": not no_wait})  # with --no-wait it has been told, and may still run
 
 
 @cli.command()
@@ -155,7 +155,13 @@ def stop(home_text: str | None, as_json: bool, no_wait: bool) -> None:
 def join(home_text: str | None, as_json: bool, addresses: tuple[str, ...]) -> None:
     """Tell the running daemon more addresses to enter through."""
     from p2pnode import control
+    from p2pnode.address import AddressError, parse_address
 
+    for address in addresses:
+        try:
+            parse_address(address)
+        except AddressError as error:
+            raise UserError(ExitCode.USAGE, f"{error}.") from error
     answer = control.ask(_home(home_text), "join", addresses=list(addresses))
     if as_json:
         _print_json(answer)

@@ -23,7 +23,7 @@ from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip.config import Config
 from gossip.dht.ids import node_id
-from gossip.errors import LocalError, Reason
+from gossip.errors import Reason
 from gossip.events import (
     Compute,
     Connected,
@@ -52,13 +52,15 @@ from gossip.links import NEWCOMERS, inbound_kept
 from gossip.node import Node
 from gossip.snapshot import Snapshot
 from p2pnode import __version__
+from p2pnode.address import AddressError
 from p2pnode.door import Limits, TokenBucket
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.metrics import Counters
 from p2pnode.peers import Peers
 from p2pnode.store import Store
+from p2pnode.tasks import TASK_FAULTS
 from p2pnode.tcp import reachable_address
-from p2pnode.transport import AddressError, Listener, Transport
+from p2pnode.transport import Listener, Transport
 from p2pnode.worker import Trains, Worker
 
 # Events that wait for the owner. Each may carry a frame of 4 MiB, so this bounds memory as well; the owner needs well
@@ -67,9 +69,6 @@ INBOX_MAX = 64
 # Work under way when we are told to stop may end within so long. Together with the flush of the connections this stays
 # below the 10 s that people and systemd are promised.
 FINISH_S = 6.0
-
-# What a person's own test batches may raise when somebody asks for an evaluation.
-TASK_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, RuntimeError)
 
 log = structlog.get_logger(__name__)
 
@@ -399,7 +398,7 @@ class Daemon:
         """
         try:
             return dict(await self._worker.evaluate())
-        except (LocalError, *TASK_FAULTS) as error:  # a question must not end the daemon
+        except TASK_FAULTS as error:  # a question must not end the daemon
             raise UserError(ExitCode.TASK, f"cannot be tested: {error}.") from error
 
     async def export(self, path: str) -> dict[str, Any]:

@@ -132,20 +132,22 @@ class Result:
 
 
 def verdict(result: Result) -> str:
-    """Empty if every node is within TOLERANCE of all data in one place, else which is not and why."""
+    """Empty if every node is within TOLERANCE of all data in one place, else which are not, and why."""
     gaps = [result.central - value if math.isfinite(value) else math.inf for value in result.swarm]
-    worst = max(range(len(gaps)), key=gaps.__getitem__)
-    if gaps[worst] <= TOLERANCE + 1e-9:
+    far = [node for node, gap in enumerate(gaps) if gap > TOLERANCE + 1e-9]
+    if not far:
         return ""
-    done = result.rounds[worst]
+    late = [node for node in far if result.rounds[node] < ROUNDS]
+    reached = ", ".join(f"node {node} {100 * result.swarm[node]:.1f} %" for node in far)
+    trained = ", ".join(f"node {node} trained {result.rounds[node]}" for node in late)
     why = (
-        f"it trained only {done} of {ROUNDS} rounds in the time given"
-        if done < ROUNDS
-        else ("its model was not averaged well enough with the others")
+        f"in the time given {trained} of {ROUNDS} rounds"
+        if late
+        else "their models were not averaged well enough with the others"
     )
     return (
-        f"node {worst} reached {100 * result.swarm[worst]:.1f} %, expected at least "
-        f"{100 * (result.central - TOLERANCE):.1f} % (all data in one place: {100 * result.central:.1f} %); {why}."
+        f"reached: {reached}; expected at least {100 * (result.central - TOLERANCE):.1f} % "
+        f"(all data in one place: {100 * result.central:.1f} %); {why}."
     )
 
 

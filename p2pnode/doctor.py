@@ -6,12 +6,13 @@ imported.
 """
 
 import importlib.util
+import os
 import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pnode import control, keyfile
+from p2pnode import control, keyfile, settings
 from p2pnode import home as homes
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import Home
@@ -80,6 +81,13 @@ def _home(home: Home) -> list[Finding]:
         absent = not home.path.exists()
         return [Finding(check="home", verdict="note" if absent else "wrong", detail=str(error))]
     findings = [Finding(check="home", verdict="good", detail=str(home.path))]
+    try:
+        settings.load(file=home.config, environ=os.environ)
+    except UserError as error:
+        findings.append(Finding(check="settings", verdict="wrong", detail=str(error)))
+    else:
+        there = home.config if home.config.exists() else "defaults; there is no config.toml"
+        findings.append(Finding(check="settings", verdict="good", detail=str(there)))
     try:
         _, node = keyfile.claimed_identity(home)
     except UserError as error:

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from p2pnode.address import is_near, parse_address
 from p2pnode.metrics import Turned
-from p2pnode.transport import is_near, parse_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

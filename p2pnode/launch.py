@@ -25,11 +25,10 @@ from p2pnode import home as homes
 from p2pnode.daemon import Daemon
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import PASSPHRASE_VARIABLE, Home
-from p2pnode.settings import TABLE, Settings, default_toml
+from p2pnode.settings import TABLE, Settings, default_toml, to_toml
 from p2pnode.store import SqliteStore, Store
 from p2pnode.tasks import load_task
 from p2pnode.tcp import TcpTransport, reachable_address
-from p2pnode.transport import AddressError, parse_address
 
 # Settings that peers must agree on: the command for the next machine names them where they are not the
 # default.
@@ -57,7 +56,6 @@ def run_daemon(home: Home, settings: Settings, *, die_with_parent: bool = False)
     """
     as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stderr.isatty())
     log.configure(level=settings.log.level, json_lines=as_json)
-    _check_addresses(settings)
     _check_packages()
     homes.create(home)
     lock = homes.take_lock(home)
@@ -93,6 +91,8 @@ def examine_task(settings: Settings) -> dict[str, Any]:
 def join_command(settings: Settings, address: str) -> str:
     """What to type on the next machine: how to reach us, and the settings that both must share.
 
+    What differs from machine to machine stands there as a word in capitals: DATA, its file, and PART, its number.
+
     Args:
         settings: Ours.
         address: Where we listen.
@@ -102,23 +102,15 @@ def join_command(settings: Settings, address: str) -> str:
     for name in SHARED_SETTINGS:
         if settings.value(name) != TABLE[name].default:
             words += ["--set", f"{name}={settings.value(name)}"]
+    for name, value in settings.task_args.items():
+        if name == "path":
+            words += ["--data", "DATA"]
+        else:
+            words += ["--set", f"task.args.{name}={'PART' if name == 'part' else to_toml(value)}"]
     return shlex.join(words)
 
 
 # --- before there is a daemon --------------------------------------------------------------------------
-
-
-def _check_addresses(settings: Settings) -> None:
-    named = [("node.listen", settings.node.listen)]
-    named += [("node.advertise", address) for address in settings.node.advertise]
-    named += [("node.join", address) for address in settings.node.join]
-    for name, address in named:
-        try:
-            parse_address(address)
-        except AddressError as error:
-            raise UserError(
-                ExitCode.USAGE, f"{settings.origins.get(name, 'default')}: {name}: {error}."
-            ) from error
 
 
 def _check_packages() -> None:

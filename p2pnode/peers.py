@@ -36,10 +36,11 @@ from crypto.noise import KeyPair
 from gossip.dht.ids import NodeId, node_id
 from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
 from gossip.wire import FRAME_BYTES_MAX
+from p2pnode.address import AddressError
 from p2pnode.door import Door, Limits
 from p2pnode.metrics import Counters, Failure, Turned, increase
 from p2pnode.secure import HANDSHAKE_S, LinkError, SecureConnection, open_secure
-from p2pnode.transport import AddressError, Link, Listener, Transport
+from p2pnode.transport import Link, Listener, Transport
 
 # Name resolution and TCP connect; two tries of SYN (1 s, 2 s) and some slowness of name servers.
 DIAL_S = 10.0

@@ -9,7 +9,8 @@ import socket
 
 import trio
 
-from p2pnode.transport import AddressError, Link, format_address, parse_address
+from p2pnode.address import AddressError, format_address, parse_address
+from p2pnode.transport import Link
 
 # Out of file descriptors or memory: accepting again at once would spin.
 ACCEPT_PAUSE_S = 1.0

@@ -6,15 +6,10 @@ without a network. Links are plain `trio` streams that know their other end; enc
 """
 
 import abc
-import ipaddress
 from collections.abc import Sequence
 from typing import Protocol
 
 import trio
-
-
-class AddressError(ValueError):
-    """Not of the form host:port."""
 
 
 class Link(trio.abc.HalfCloseableStream):
@@ -66,41 +61,3 @@ class Transport(Protocol):
             OSError: nobody answers there.
             AddressError: not an address.
         """
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Split `host:port` or `[v6]:port`.
-
-    Raises:
-        AddressError: the port is missing or not in [0, 65535], or a v6 address stands without brackets.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host:
-        raise AddressError(f"expected host:port, got {address!r}")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise AddressError(f"expected a port between 0 and 65535 after the last colon, got {address!r}")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise AddressError(f"expected [address]:port for an IPv6 address, got {address!r}")
-    if not host or not host.isprintable() or any(mark in host for mark in " []/@"):
-        raise AddressError(f"expected host:port, got {address!r}")
-    return host, int(port)
-
-
-def format_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def is_near(host: str) -> bool:
-    """Whether `host` is this machine or on a private network, where many nodes share one address for good reasons.
-
-    A name that is no IP address is near: links report numbers, so names occur in memory only.
-    """
-    try:
-        number = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return True
-    if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped is not None:
-        number = number.ipv4_mapped
-    return number.is_private

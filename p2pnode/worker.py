@@ -21,9 +21,11 @@ from gossip.events import Done, Job, JobResult, Offered, Save, Saved, Train, Tra
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Schema
+from p2pnode.errors import ExitCode, UserError
 from p2pnode.export import write_safetensors
 from p2pnode.metrics import Counters
 from p2pnode.store import Store
+from p2pnode.tasks import TASK_FAULTS
 
 T = TypeVar("T")
 
@@ -108,7 +110,7 @@ class Worker:
         if isinstance(job, Save):
             self._queue(self._patient, self._dump, partial(self._then, self._write, report))
         elif isinstance(job, Train) and job.steps > 0:
-            capture = partial(self._learner.train_input, job.steps)
+            capture = partial(_of_the_task, partial(self._learner.train_input, job.steps))
             self._queue(self._patient, capture, partial(self._then, self._train, report))
         elif isinstance(job, Train):
             self._queue(self._patient, partial(self._learner.run, job), report)
@@ -178,7 +180,8 @@ class Worker:
         self._nursery.start_soon(step, value, report)
 
     async def _train(self, given: TrainInput, report: Callable[[Trained], Awaitable[None]]) -> None:
-        [output] = await self._compute("trainer", partial(self._trainer.run, [given]))
+        train = partial(_of_the_task, partial(self._trainer.run, [given]))
+        [output] = await self._compute("trainer", train)
         self._queue(self._patient, partial(self._learner.trained, output), report)
 
     async def _write(self, data: bytes, report: Callable[[Saved], Awaitable[None]]) -> None:
@@ -223,3 +226,16 @@ class Worker:
     def _finished(self) -> None:
         self._unfinished -= 1
         self._changed.unpark_all()
+
+
+def _of_the_task(work: Callable[[], T]) -> T:
+    """Run what calls the person's own code, so that its faults are not taken for ours."""
+    try:
+        return work()
+    except TASK_FAULTS as error:
+        log.error("task_failed", exc_info=error)
+        raise UserError(
+            ExitCode.TASK,
+            f"the task failed while training ({type(error).__name__}: {error}); "
+            "`p2pnode check-task` tries it alone, and the log has the traceback.",
+        ) from error

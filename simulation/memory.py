@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import trio
 
-from p2pnode.transport import Link, format_address, parse_address
+from p2pnode.address import format_address, parse_address
+from p2pnode.transport import Link
 from simulation.network import LinkModel
 
 # Room in one direction: what a socket of Linux holds by default, in order of magnitude. Small enough that tests with

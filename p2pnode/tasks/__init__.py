@@ -15,6 +15,23 @@ from gossip.errors import LocalError
 from gossip.learning.task import Task
 from p2pnode.errors import ExitCode, UserError
 
+# What a person's own task may raise, anywhere. Not the ways out of a program: those are meant.
+TASK_FAULTS = (
+    LocalError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    OSError,
+    RuntimeError,
+    NameError,
+    ImportError,
+    SyntaxError,
+    MemoryError,
+)
+
 GROUP = "p2pnode.tasks"
 
 # Known even where the distribution is not installed and has no entry points: a checkout on the Python path.
@@ -48,9 +65,10 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
         )
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except TASK_FAULTS as error:
         raise _error(
-            f"the module of task {spec!r} cannot be imported ({error}); is it installed, or in {here}?"
+            f"the module of task {spec!r} cannot be imported ({type(error).__name__}: {error}); "
+            f"is it installed, or in {here}?"
         ) from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
@@ -61,7 +79,7 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
         task = factory(**args)
     except UserError:
         raise
-    except (LocalError, TypeError, ValueError, KeyError, OSError) as error:
+    except TASK_FAULTS as error:
         given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
         raise _error(f"the task {spec!r} cannot be made with {given}: {error}") from error
     lacking = [name for name in ("init", "loss", "batches") if not callable(getattr(task, name, None))]
@@ -79,4 +97,4 @@ def _targets() -> dict[str, str]:
 
 
 def _error(sentence: str) -> UserError:
-    return UserError(ExitCode.TASK, sentence)
+    return UserError(ExitCode.TASK, " ".join(sentence.split()))  # errors of other people may have many lines

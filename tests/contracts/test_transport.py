@@ -6,8 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from p2pnode.address import AddressError
 from p2pnode.tcp import TcpTransport
-from p2pnode.transport import AddressError, Link, Transport
+from p2pnode.transport import Link, Transport
 from simulation.memory import MemoryNetwork
 
 Pair = tuple[Link, Link]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from p2pnode import __version__, cli
+from p2pnode import __version__, cli, settings
 from p2pnode.errors import EXIT_CODE_TEXT, ExitCode
+from p2pnode.launch import join_command
 from p2pnode.settings import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,6 +220,14 @@ def test_a_wrong_setting_is_refused_wherever_it_stands(home: Path) -> None:
     assert "dht.k: expected a whole number, got text ('many')" in said
 
 
+def test_what_is_no_address_is_refused_before_anybody_is_asked(home: Path) -> None:
+    assert "expected host:port, got 'foo'" in refused(ExitCode.USAGE, "join", "--home", str(home), "foo")
+    assert "node.listen: expected host:port" in refused(
+        ExitCode.USAGE, "init", "--home", str(home), "--listen", "foo"
+    )
+    assert not home.exists()
+
+
 def test_a_wrong_word_is_refused_with_the_nearest_right_one() -> None:
     answer = p2pnode("stauts")
     assert answer.returncode == ExitCode.USAGE
@@ -259,6 +269,16 @@ def test_doctor_is_content_with_a_new_home(home: Path) -> None:
     assert findings["daemon"] == "note"
 
 
+def test_doctor_reads_the_settings(home: Path) -> None:
+    p2pnode("init", "--home", str(home))
+    (home / "config.toml").write_text("[node]\nlisten = 'here'\n")
+    answer = p2pnode("doctor", "--home", str(home), "--json")
+    findings = {finding["check"]: finding for finding in json.loads(answer.stdout)}
+    assert answer.returncode == 1
+    assert findings["settings"]["verdict"] == "wrong"
+    assert "node.listen: expected host:port" in findings["settings"]["detail"]
+
+
 def test_doctor_names_a_package_that_took_the_place_of_ours(home: Path, tmp_path: Path) -> None:
     """Other distributions install packages called crypto and gossip; an editable install loses against them."""
     p2pnode("init", "--home", str(home))
@@ -276,3 +296,25 @@ def test_doctor_names_a_package_that_took_the_place_of_ours(home: Path, tmp_path
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert str(intruder / "__init__.py") in answer.stdout, answer.stderr
+
+
+def test_the_command_for_the_next_machine_has_what_both_must_share() -> None:
+    given = settings.load(
+        flags=[
+            ("--task", "task.factory", "table"),
+            ("--data", "task.args.path", "/secret/patients.csv"),
+            ("--set", "task.args.label", "outcome"),
+            ("--set", "task.args.classes", '["ill", "well"]'),
+            ("--set", "task.args.part", "3"),
+        ]
+    )
+    words = shlex.split(join_command(given, "10.1.2.3:7400"))
+    assert words[:4] == ["p2pnode", "run", "--join", "10.1.2.3:7400"]
+    assert "task.factory=table" in words
+    assert 'task.args.label="outcome"' in words
+    assert 'task.args.classes=["ill", "well"]' in words
+    assert "task.args.part=PART" in words
+    assert words[words.index("--data") + 1] == "DATA"
+    assert "patients" not in " ".join(words)
+    again = settings.load(flags=[("--set", *settings.parse_assignment(words[-3]))])
+    assert again.task_args == {"classes": ["ill", "well"]}

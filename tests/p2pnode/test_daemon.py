@@ -24,7 +24,7 @@ from crypto.identity import Identity
 from gossip.config import Config, LearningConfig
 from gossip.dht.ids import node_id
 from gossip.errors import LocalError, Reason
-from gossip.events import Connected, Exchanged, News, Persist, Refused, StateChanged
+from gossip.events import Connected, Exchanged, News, Persist, Refused, StateChanged, Trained
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Leaf, RunInfo, Schema, vector_hash
@@ -311,6 +311,21 @@ async def test_a_test_split_without_rows_is_a_sentence_and_not_the_end(
         await until(lambda: daemon.status()["round"] > before + 5)
 
 
+@pytest.mark.parametrize("fault", [LocalError, ZeroDivisionError, NameError])
+async def test_a_task_that_fails_while_training_is_the_tasks_fault_not_ours(
+    autojump_clock: Clock, fault: type[Exception]
+) -> None:
+    [machine] = machines(1)
+
+    def broken(given: Sequence[TrainInput]) -> list[TrainOutput]:
+        raise fault("no such column")
+
+    machine.bowl.run = broken  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"the task failed while training \(\w+: no such column\)") as caught:
+        await machine.daemon().run()
+    assert caught.value.code is ExitCode.TASK
+
+
 async def test_a_flood_of_refusals_is_not_a_flood_of_lines(autojump_clock: Clock) -> None:
     daemon = machines(1)[0].daemon()
     with structlog.testing.capture_logs() as lines:
@@ -324,14 +339,15 @@ async def test_a_flood_of_refusals_is_not_a_flood_of_lines(autojump_clock: Clock
 async def test_a_fault_of_our_own_is_logged_and_ends_the_daemon(autojump_clock: Clock) -> None:
     [machine] = machines(1)
 
-    def broken(inputs: Sequence[TrainInput]) -> list[TrainOutput]:
-        raise ZeroDivisionError("a bug in the task")
+    def broken(output: TrainOutput) -> Trained:
+        raise ZeroDivisionError("a bug of ours")
 
-    machine.bowl.run = broken  # type: ignore[method-assign]
+    daemon = machine.daemon()
+    machine.learner.trained = broken  # type: ignore[method-assign]
     with structlog.testing.capture_logs() as lines, pytest.raises(UserError) as caught:
-        await machine.daemon().run()
+        await daemon.run()
     assert caught.value.code is ExitCode.FAILED
-    assert "a bug in the task" in str(caught.value)
+    assert "a bug of ours" in str(caught.value)
     [line] = [line for line in lines if line["log_level"] == "critical"]
     assert isinstance(line["exc_info"], ZeroDivisionError)
 

@@ -37,13 +37,13 @@ def test_a_swarm_within_two_points_is_good() -> None:
     assert demo.verdict(result(swarm=[0.96, 0.99])) == ""  # exactly two points below, and one above
 
 
-def test_the_worst_node_is_named_with_its_reason() -> None:
+def test_every_node_that_is_too_far_is_named_with_the_reason() -> None:
     said = demo.verdict(result(swarm=[0.95, 0.9]))
-    assert "node 1 reached 90.0 %" in said
+    assert "reached: node 0 95.0 %, node 1 90.0 %" in said
     assert "at least 96.0 %" in said
     assert "averaged" in said
     late = demo.verdict(result(swarm=[0.97, 0.9], rounds=[ROUNDS, 12]))
-    assert f"only 12 of {ROUNDS} rounds" in late
+    assert f"node 1 trained 12 of {ROUNDS} rounds" in late
 
 
 def test_a_node_that_forgot_everything_is_not_hidden_by_a_nan() -> None:

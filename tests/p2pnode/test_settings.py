@@ -99,6 +99,8 @@ def test_arguments_of_the_task_are_free_and_typed_by_their_look(tmp_path: Path) 
         ("[learning]\nshard_values_max = 2_000_000", ["between 1 and", "2000000"]),
         ("[exchange]\ncodec = 'zip'", ["one of f32, int8, int4", "got text ('zip')"]),
         ("[node]\njoin = 'a:1'", ["node.join", "a list of texts"]),
+        ("[node]\njoin = ['a']", ["node.join", "expected host:port"]),
+        ("[node]\nlisten = 'everywhere'", ["node.listen", "expected host:port"]),
         ("[node]\njoin = [1]", ["node.join", "a list of texts"]),
         ("[task]\nargs = 3", ["[task.args]", "a whole number"]),
         ("learning = 3", ["[learning]", "a whole number"]),

@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
+from p2pnode.address import format_address, is_near, parse_address
 from p2pnode.tcp import ACCEPT_PAUSE_S, TcpListener, TcpTransport, reachable_address
-from p2pnode.transport import format_address, is_near, parse_address
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ MODULE = """
 class Empty: pass
 def nothing(): return Empty()
 def picky(size): raise ValueError(f"size must be even, got {size}")
+def hopeless(): raise ArithmeticError("no hope\\n  at all")
 constant = 7
 """
 
@@ -56,6 +57,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("{module}:nothing", {}, "returned a Empty without init, loss, batches"),
         ("{module}:nothing", {"size": 1}, "unexpected keyword argument 'size'"),
         ("{module}:picky", {"size": 3}, "cannot be made with size=3: size must be even, got 3"),
+        ("{module}:hopeless", {}, "cannot be made with no arguments: no hope at all"),
         ("digits", {"part": 5, "parts": 5}, "expected part to be from 0 to parts - 1, got part=5 of parts=5"),
         ("digits", {"parts": 2000}, "1437 rows cannot be divided into 2000 parts"),
         ("digits", {"model": "cnn"}, "expected model to be mlp or logistic"),
