@@ -49,7 +49,9 @@ from gossip.events import (
 from gossip.learning.learner import Learner, SnapshotError
 from gossip.learning.task import RunInfo
 from gossip.links import NEWCOMERS, inbound_kept
+from gossip.memory import CEILING_KEY, ceiling_entry
 from gossip.node import Node
+from gossip.sequence import SKIP
 from gossip.snapshot import Snapshot
 from p2pnode import __version__
 from p2pnode.address import AddressError
@@ -195,7 +197,7 @@ class Daemon:
             addresses=self._advertise or (reachable_address(listener.address),),
             rng=self._rng,
             entropy=self._entropy,
-            store=self._store.load(),
+            store=self._entries(),
             has_model=has_model,
             now=self._started_at,
         )
@@ -216,6 +218,16 @@ class Daemon:
             await self._wind_down()
             nursery.cancel_scope.cancel()
         log.info("stopped", id=self._node.id.hex())
+
+    def _entries(self) -> dict[str, bytes]:
+        """What the node knew at the end of its last life."""
+        entries = self._store.load()
+        if CEILING_KEY not in entries:
+            # Whoever makes a key writes its first number down (`keyfile`), so the state was emptied since: signing old
+            # numbers again would look like a lie to every peer.
+            log.warning("numbers_lost", skipped=SKIP)
+            entries[CEILING_KEY] = ceiling_entry(SKIP)[1]
+        return entries
 
     def _restore(self) -> bool:
         """Give the learner the weights of its last life; False if there are none."""

@@ -28,8 +28,27 @@ def make_identity(home: Home, *, passphrase: str | None) -> tuple[PublicKey, Nod
         data = identity.seal(passphrase, os.urandom)
     except CryptoError as error:
         raise UserError(ExitCode.HOME, f"{home.key}: {error}") from error
+    _begin_numbers(home)
     homes.write_key(home, data)
     return identity.public_key, node_id(identity.public_key)
+
+
+def _begin_numbers(home: Home) -> None:
+    """Write down, before there is a key, that its first sequence number is 1: a key without its numbers has lost them.
+
+    Raises:
+        UserError: HOME; the state cannot be written.
+    """
+    # Imported here: `p2pnode id` must stay fast.
+    from gossip import memory
+    from p2pnode.store import SqliteStore
+
+    store = SqliteStore(home.state)
+    try:
+        if memory.CEILING_KEY not in store.load():
+            store.put([memory.ceiling_entry(1)], power=True)
+    finally:
+        store.close()
 
 
 def claimed_identity(home: Home) -> tuple[PublicKey, NodeId]:

@@ -29,8 +29,12 @@ from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Leaf, RunInfo, Schema, vector_hash
 from gossip.memory import CEILING_KEY
+from gossip.sequence import SKIP
+from p2pnode import home as homes
+from p2pnode import keyfile
 from p2pnode.daemon import Daemon
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.home import Home
 from p2pnode.metrics import Failure
 from p2pnode.store import MemoryStore, SqliteStore, Store
 from p2pnode.tcp import TcpTransport
@@ -195,6 +199,24 @@ async def test_a_restart_goes_on_with_identity_numbers_and_model(autojump_clock:
             # No number below the old ceiling was signed again, or the partner would have refused it.
             assert "replayed" not in partner.status()["refused"]
             assert second.store.load()[CEILING_KEY] > ceiling
+
+
+async def test_a_state_that_was_emptied_skips_the_numbers_that_may_have_been_signed(
+    autojump_clock: Clock,
+) -> None:
+    machine, other = machines(2)
+    async with living(machine.daemon(), other.daemon(join=(machine.listen,))):
+        await until(lambda: CEILING_KEY in machine.store.load())
+    assert int.from_bytes(machine.store.load()[CEILING_KEY], "big") >= SKIP
+
+
+async def test_a_home_just_made_begins_at_number_one(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    homes.create(home)
+    keyfile.make_identity(home, passphrase=None)
+    store = SqliteStore(home.state)
+    assert int.from_bytes(store.load()[CEILING_KEY], "big") == 1
+    store.close()
 
 
 async def test_a_crash_loses_at_most_a_snapshot_interval(autojump_clock: Clock) -> None:
