@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from crypto.identity import Identity, PublicKey
+from crypto.identity import Entropy, Identity, PublicKey, Signer
 from gossip.dht.ids import NodeId, node_id
 from gossip.errors import LocalError
 from gossip.events import (
@@ -58,6 +58,7 @@ from simulation.faults import Absence, Fault, plan
 from simulation.network import LinkModel
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
+from simulation.signatures import Signatures
 
 # A dial that nobody answers fails after so long; the daemon's own limit for connecting.
 DIAL_TIMEOUT_S = 5.0
@@ -162,7 +163,7 @@ class Host:
         "worker",
     )
 
-    def __init__(self, index: int, identity: Identity, address: str, train_s: float) -> None:
+    def __init__(self, index: int, identity: Signer, address: str, train_s: float) -> None:
         self.index = index
         self.identity = identity
         self.key: PublicKey = identity.public_key
@@ -201,6 +202,8 @@ class World:
         check: Whether the checkers watch.
         tap: Called with (date, node, event) before each event, for transcripts and tests.
         observer: Told the news of nodes, and when programs begin and end.
+        signatures: Where keys come from and who checks signatures, the same that `parts` gives its cores. None: keys
+            are Ed25519's, and everybody checks at once.
     """
 
     def __init__(
@@ -213,6 +216,7 @@ class World:
         check: bool = True,
         tap: Callable[[float, Host, Event], None] | None = None,
         observer: Observer | None = None,
+        signatures: Signatures | None = None,
     ) -> None:
         self.scenario = scenario
         self.now = 0.0
@@ -229,6 +233,8 @@ class World:
         self._faults: dict[str, int] = {}
         self._rng = seeds.random("faults", "strike")
         self._parts = parts
+        self._signatures = signatures
+        self._identity: Callable[[Entropy], Signer] = signatures.identity if signatures else Identity.generate
         self._exchange_s = scenario.compute.exchange_s
         self._batches: Batches[Any, Any] = Batches(parts.train, lanes=scenario.compute.lanes)
         self._digest = sha256()
@@ -288,10 +294,14 @@ class World:
                 else:
                     self._deliver(host, Done(ticket, self._work(host, second)))
         self.now = until
+        if self._signatures is not None:
+            self._signatures.settle()
 
     def close(self) -> None:
-        """Ends the training thread."""
+        """Ends the training thread, and the process that checks signatures."""
         self._batches.close()
+        if self._signatures is not None:
+            self._signatures.close()
 
     def inject(self, source: Host, target: Host, frame: bytes) -> None:
         """Puts bytes of the caller's choice on the connection between two nodes: for attacks in tests."""
@@ -308,7 +318,8 @@ class World:
 
         def end() -> None:
             if host.life == life:
-                self._stop(host, Fault.CHURN, noticed_after_s=0.0)
+                self._tell_power(host, Fault.CHURN)
+                self._stop(host, noticed_after_s=0.0)
 
         self._later(LEAVE_S, host, end)
 
@@ -339,7 +350,7 @@ class World:
         rng = self.seeds.random("machines")
         hosts = []
         for index in range(self.scenario.nodes):
-            identity = Identity.generate(self.seeds.entropy("identity", index))
+            identity = self._identity(self.seeds.entropy("identity", index))
             train_s = compute.train_s * rng.lognormvariate(0.0, compute.spread_sigma)
             hosts.append(Host(index, identity, address_of(index), train_s))
         return hosts
@@ -591,11 +602,14 @@ class World:
         self._count(Fault.CRASH)
         # Half of the deaths take the machine along: no kernel closes the connections.
         silence = self.scenario.faults.silence_s if self._rng.random() < 0.5 else 0.0
-        self._stop(host, Fault.CRASH, noticed_after_s=silence)
+        self._tell_power(host, Fault.CRASH)
+        self._stop(host, noticed_after_s=silence)
 
-    def _stop(self, host: Host, kind: Fault, *, noticed_after_s: float) -> None:
+    def _tell_power(self, host: Host, kind: Fault) -> None:
         if self._observer is not None:
             self._observer.power(host, kind.value, self.now)
+
+    def _stop(self, host: Host, *, noticed_after_s: float) -> None:
         host.core = None
         host.worker = None
         host.doomed = False
