@@ -13,18 +13,20 @@ import dataclasses
 import difflib
 import inspect
 import json
-import math
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from gossip.config import Config
+from p2pnode.address import AddressError, parse_address
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.values import CHOICES, described, expected
 
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 
@@ -56,9 +58,9 @@ class TaskSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     # debug, info, warning or error.
-    level: str = "info"
+    level: Annotated[str, Meta(extra={CHOICES: ("debug", "info", "warning", "error")})] = "info"
     # console (for people), json (for machines) or auto: console on a terminal, else json.
-    format: str = "auto"
+    format: Annotated[str, Meta(extra={CHOICES: ("auto", "console", "json")})] = "auto"
 
 
 # Sections in the order in which people read them. `network` is what stands at the top of gossip's Config.
@@ -76,33 +78,11 @@ _SECTIONS: dict[str, type] = {
 # The one name that reads badly as it is: network.network.
 _RENAMED = {("network", "network"): "name"}
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "exchange.codec": ("f32", "int8", "int4"),
-    "log.level": ("debug", "info", "warning", "error"),
-    "log.format": ("auto", "console", "json"),
-}
-
-# Least and largest sensible value, both inclusive. Every number that is not named here lies in [0, inf).
-_RANGES: dict[str, tuple[float, float]] = {
-    "network.connections_max": (1, 4096),
-    "dht.k": (1, 64),
-    "dht.alpha": (1, 16),
-    "dht.request_timeout_s": (0.01, 3600.0),
-    "dht.refresh_interval_s": (0.1, math.inf),
-    "dht.record_ttl_s_max": (1.0, 7200.0),
-    "dht.publish_interval_s": (0.1, math.inf),
-    "membership.pool_max": (1, 2**20),
-    "membership.walk_interval_s": (0.1, math.inf),
-    "exchange.timeout_s": (0.01, 3600.0),
-    "exchange.reply_cache_max": (1, 2**16),
-    "exchange.norm_factor": (1.0, math.inf),
-    "exchange.clip_factor": (0.0, math.inf),
-    "exchange.offers_per_peer_s": (0.001, math.inf),
-    "learning.local_steps": (0, 2**20),
-    "learning.readout_decay": (0.0, 1.0),
-    # One shard at float32 must fit into a frame: gossip.wire.PAYLOAD_BYTES_MAX.
-    "learning.shard_values_max": (1, 2**20),
-    "learning.save_interval_s": (0.1, math.inf),
+# Settings that are addresses: how to have them one by one.
+_ADDRESSES: dict[str, Callable[[Any], tuple[str, ...]]] = {
+    "node.listen": lambda address: (address,),
+    "node.advertise": tuple,
+    "node.join": tuple,
 }
 
 
@@ -115,6 +95,7 @@ class Setting:
     default: Any  # of that kind
     owner: type  # the dataclass that has it ...
     attribute: str  # ... under this name
+    hint: Any  # the kind with its range or its words, as it stands beside the field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +127,18 @@ def _table() -> dict[str, Setting]:
     rows = {}
     for section, owner in _SECTIONS.items():
         hints = typing.get_type_hints(owner)
+        full = typing.get_type_hints(owner, include_extras=True)
         for entry in dataclasses.fields(owner):
             if dataclasses.is_dataclass(hints[entry.name]):
                 continue  # a section of its own
             name = f"{section}.{_RENAMED.get((section, entry.name), entry.name)}"
             rows[name] = Setting(
-                name=name, kind=hints[entry.name], default=entry.default, owner=owner, attribute=entry.name
+                name=name,
+                kind=hints[entry.name],
+                default=entry.default,
+                owner=owner,
+                attribute=entry.name,
+                hint=full[entry.name],
             )
     return rows
 
@@ -289,14 +276,14 @@ def _read(file: Path) -> list[tuple[str, Any]]:
             raise _unknown(section, _SECTIONS, origin=str(file), kind="section")
         if not isinstance(table, dict):
             raise UserError(
-                ExitCode.USAGE, f"{file}: expected a section [{section}], got {_described(table)}."
+                ExitCode.USAGE, f"{file}: expected a section [{section}], got {described(table)}."
             )
         for key, value in table.items():
             name = f"{section}.{key}"
             if name == TASK_ARGS.rstrip("."):
                 if not isinstance(value, dict):
                     raise UserError(
-                        ExitCode.USAGE, f"{file}: expected a table [task.args], got {_described(value)}."
+                        ExitCode.USAGE, f"{file}: expected a table [task.args], got {described(value)}."
                     )
                 values += [(TASK_ARGS + argument, content) for argument, content in value.items()]
             else:
@@ -327,44 +314,16 @@ def _checked(name: str, value: Any, *, origin: str) -> Any:
     if name not in TABLE:
         raise _unknown(name, TABLE, origin=origin, kind="setting")
     row = TABLE[name]
-    try:
-        result: Any = msgspec.convert(value, row.kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise _refused(name, value, _TYPE_TEXT.get(row.kind, str(row.kind)), origin=origin) from error
-    if name in _CHOICES and result not in _CHOICES[name]:
-        raise _refused(name, value, "one of " + ", ".join(_CHOICES[name]), origin=origin)
-    if isinstance(result, int | float) and not isinstance(result, bool):
-        least, largest = _RANGES.get(name, (0, math.inf))
-        # Written so that NaN fails. Infinity is a duration some people want; a count cannot be infinite.
-        if not least <= result <= largest:
-            limit = f"at least {least:g}" if largest == math.inf else f"between {least:g} and {largest:g}"
-            raise _refused(name, value, f"{_TYPE_TEXT[row.kind]} {limit}", origin=origin)
+    want = expected(row.hint, value, finite=False)
+    if want:
+        raise UserError(ExitCode.USAGE, f"{origin}: {name}: expected {want}, got {described(value)}.")
+    result: Any = msgspec.convert(value, row.kind, strict=True)
+    for address in _ADDRESSES[name](result) if name in _ADDRESSES else ():
+        try:
+            parse_address(address)
+        except AddressError as error:
+            raise UserError(ExitCode.USAGE, f"{origin}: {name}: {error}.") from error
     return result
-
-
-_TYPE_TEXT: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple[str, ...]: "a list of texts",
-}
-
-
-def _described(value: Any) -> str:
-    kind = {
-        bool: "a truth value",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a table",
-    }
-    return f"{kind.get(type(value), type(value).__name__)} ({value!r:.60})"
-
-
-def _refused(name: str, value: Any, expected: str, *, origin: str) -> UserError:
-    return UserError(ExitCode.USAGE, f"{origin}: {name}: expected {expected}, got {_described(value)}.")
 
 
 def _unknown(name: str, known: Iterable[str], *, origin: str, kind: str) -> UserError:

@@ -5,26 +5,30 @@ Wrong input is answered in one sentence: which file, which key, what was expecte
 exists.
 """
 
-import dataclasses
-import difflib
+import inspect
+import math
 import tomllib
+import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from gossip.config import Config
+from p2pnode.values import expected
+from simulation.mistakes import ScenarioError as ScenarioError
+from simulation.mistakes import check_tree, convert, nearest, shortened, unknown, wrong
 from simulation.network import PRESETS, LinkSettings, Probability, Seconds
 
 Positive = Annotated[float, Meta(gt=0)]
 
-
-class ScenarioError(Exception):
-    """The scenario cannot be used; the message is one sentence for the person who wrote it."""
+# A scenario is written by hand; a longer file is none.
+FILE_BYTES_MAX = 2**20
 
 
 class TaskSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +47,8 @@ class ComputeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     spread_sigma: Annotated[float, Meta(ge=0, le=3)] = 0.3
     # Virtual duration of encoding, answering or applying one exchange. 0: carried out at once.
     exchange_s: Seconds = 0.0
+    # Ed25519, or a keyed hash in its place, for speed (simulation/signatures.py).
+    signatures: typing.Literal["real", "modelled"] = "real"
     # Training jobs in one call of the accelerator: the call always has this many lanes, full or not, because
     # the numbers must not depend on who else trains at the time.
     lanes: Annotated[int, Meta(ge=1, le=4096)] = 64
@@ -84,7 +90,7 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Nodes start at random moments of the first so many seconds, node 0 at once.
     start_s: Seconds = 2.0
     # Whose address a node is given: that of node 0, or that of a random node that started before.
-    join: typing.Literal["first", "random"] = "first"
+    join: Literal["first", "random"] = "first"
     task: TaskSettings = TaskSettings()
     network: LinkSettings = PRESETS["wan"]
     compute: ComputeSettings = ComputeSettings()
@@ -99,58 +105,108 @@ def shipped() -> list[str]:
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Scenario:
-    """Reads and checks a scenario.
+    """Reads and checks a scenario, down to whether its task can be made.
 
     Args:
-        name: A shipped scenario (`digits-200`), or a path that ends in `.toml`. overrides: `key=value` each,
-        the key dotted as in the file (`network.loss=0.1`), the value as in TOML; what is
+        name: A shipped scenario (`digits-200`), or a path that ends in `.toml`.
+        overrides: `key=value` each, the key dotted as in the file (`network.loss=0.1`), the value as in TOML; what is
             not valid TOML is taken as text.
 
     Raises:
         ScenarioError: one sentence.
     """
+    overrides = list(overrides)
     if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ScenarioError(f"{name}: cannot be read: {error.strerror}") from error
-        source, stem = name, Path(name).stem
+        text, source, stem = _read(name), name, Path(name).stem
     else:
         if name not in (names := shipped()):
-            raise ScenarioError(f"{name}: no such scenario{_nearest(name, names)}; `p2psim list` shows all")
+            ending = "; the name of a file must end in .toml" if Path(name).is_file() else ""
+            raise ScenarioError(
+                f"{shortened(name)}: no such scenario{ending or nearest(name, names)}; `p2psim list` shows all"
+            )
         source, stem = f"{name}.toml", name
         text = (resources.files("simulation") / "scenarios" / source).read_text(encoding="utf-8")
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{source}: is not TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise ScenarioError(f"{source}: expected a TOML file, found: {error}") from error
     tree.setdefault("name", stem)
     for override in overrides:
         _set(tree, override)
-    return parse(tree, source)
+    scenario = parse(tree, source)
+    if overrides or source == name:  # tests make those that ship
+        check_task(scenario, source)
+    return scenario
 
 
-def parse(tree: dict[str, Any], source: str) -> Scenario:
-    """Checks a tree as `tomllib` gives it. `source` is what errors name as the file."""
+def parse(tree: Mapping[str, Any], source: str) -> Scenario:
+    """Checks a tree as `tomllib` gives it. `source` is what errors name as the file.
+
+    Raises:
+        ScenarioError: one sentence.
+    """
     network = tree.get("network", {})
-    preset = "wan"
     if isinstance(network, dict):
         network = dict(network)
-        preset = network.pop("preset", preset)
-        if preset not in PRESETS:
-            raise ScenarioError(
-                f"{source}: network.preset: expected one of {', '.join(PRESETS)}, found {preset!r}"
-                f"{_nearest(str(preset), PRESETS)}"
-            )
-        _check_names(network, LinkSettings, "network", source, extra=("preset",))
+        preset = network.pop("preset", "wan")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise wrong(source, "network.preset", f"one of {', '.join(PRESETS)}", preset, PRESETS)
+        for (
+            key
+        ) in network:  # before the defaults of the preset are put in, which has a name of its own to offer
+            if key not in (names := ("preset", *LinkSettings.__struct_fields__)):
+                raise unknown(source, f"network.{shortened(key)}", key, names)
         tree = {**tree, "network": {**msgspec.structs.asdict(PRESETS[preset]), **network}}
-    _check_names(tree, Scenario, "", source)
-    try:
-        scenario = msgspec.convert(tree, Scenario)
-    except msgspec.ValidationError as error:
-        raise ScenarioError(f"{source}: {_sentence(error)}") from error
+    check_tree(tree, Scenario, source)
+    _check_plain(tree.get("task", {}).get("args", {}), source, "task.args")
+    scenario: Scenario = convert(tree, Scenario, source)
     _check_sense(scenario, source)
     return scenario
+
+
+def check_task(scenario: Scenario, source: str) -> None:
+    """Whether the task of the scenario exists, takes these arguments, and can be made for the last of the nodes.
+
+    Raises:
+        ScenarioError: one sentence.
+    """
+    from p2pnode.errors import UserError
+    from p2pnode.tasks import load_task, task_factory, task_names
+
+    task = scenario.task
+    names = task_names()
+    if ":" not in task.name and task.name not in names:
+        want = f"one of {', '.join(names)}, or module:factory of your own"
+        raise wrong(source, "task.name", want, task.name, names)
+    try:
+        factory = task_factory(task.name)
+    except UserError as error:
+        raise ScenarioError(f"{source}: task.name: {error}") from error
+    parameters: list[inspect.Parameter] = []
+    with suppress(TypeError, ValueError):  # some callables written in C have no signature
+        parameters = list(inspect.signature(factory).parameters.values())
+    if parameters and all(entry.kind is not entry.VAR_KEYWORD for entry in parameters):
+        taken = [entry.name for entry in parameters if entry.kind is not entry.POSITIONAL_ONLY]
+        hints: dict[str, Any] = {}
+        with suppress(NameError, TypeError, AttributeError):  # annotations that nobody can read judge nothing
+            hints = typing.get_type_hints(factory)
+        for key, value in task.args.items():
+            if key not in taken:
+                raise unknown(source, f"task.args.{shortened(key)}", key, taken)
+            want = expected(hints[key], value) if _is_plain(hints.get(key)) else ""
+            if want:
+                raise wrong(source, f"task.args.{key}", want, value)
+        for key in ("part", "parts", "seed"):
+            if key not in taken:
+                raise ScenarioError(
+                    f"{source}: task.name: expected a factory that takes part, parts and seed, which tell each node "
+                    f"its own rows, found {task.name} without {key}"
+                )
+    try:
+        load_task(task.name, {"parts": scenario.nodes, "seed": 0, **task.args, "part": scenario.nodes - 1})
+    except UserError as error:
+        reason = error.__cause__ or error  # without the list of all arguments
+        raise ScenarioError(f"{source}: task.args: {reason}") from error
 
 
 def describe(scenario: Scenario) -> dict[str, Any]:
@@ -159,13 +215,31 @@ def describe(scenario: Scenario) -> dict[str, Any]:
     return tree
 
 
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > FILE_BYTES_MAX:
+        raise ScenarioError(f"{path}: expected a scenario of at most {FILE_BYTES_MAX} bytes, found more")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(
+            f"{path}: expected text in UTF-8, found a byte at position {error.start} that is none"
+        ) from error
+
+
 def _check_sense(scenario: Scenario, source: str) -> None:
     """What no single key can say: how keys fit together."""
     network, faults = scenario.network, scenario.faults
     if network.delay_s_min > network.delay_s_mean:
-        raise ScenarioError(
-            f"{source}: network.delay_s_min: expected at most network.delay_s_mean ({network.delay_s_mean}), "
-            f"found {network.delay_s_min}"
+        raise wrong(
+            source,
+            "network.delay_s_min",
+            f"at most network.delay_s_mean ({network.delay_s_mean})",
+            network.delay_s_min,
         )
     stop = faults.stop_s or scenario.duration_s * 2 / 3
     if (faults.churn or faults.crash) and not faults.start_s < stop <= scenario.duration_s:
@@ -173,61 +247,51 @@ def _check_sense(scenario: Scenario, source: str) -> None:
             f"{source}: faults.stop_s: expected a date after faults.start_s ({faults.start_s}) and not after "
             f"duration_s ({scenario.duration_s}), found {stop:g}"
         )
-    for cut in faults.partitions:
+    if faults.churn + faults.crash > 1:
+        raise wrong(source, "faults.crash", f"at most 1 - faults.churn ({1 - faults.churn:g})", faults.crash)
+    for number, cut in enumerate(faults.partitions):
         if not cut.start_s < cut.end_s:
-            raise ScenarioError(
-                f"{source}: faults.partitions: end_s: expected more than {cut.start_s}, found {cut.end_s}"
-            )
+            where = f"faults.partitions[{number}].end_s"
+            raise wrong(source, where, f"more than its start_s ({cut.start_s})", cut.end_s)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether an annotation is of a kind whose values can be judged: numbers, texts, truth values, or one of them."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return all(one is types.NoneType or _is_plain(one) for one in typing.get_args(hint))
+    return hint in (bool, int, float, str)
+
+
+def _check_plain(value: Any, source: str, where: str) -> None:
+    """Arguments of a task are free, but they are printed, and numbers must be numbers."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_plain(entry, source, f"{where}.{shortened(key)}")
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            _check_plain(entry, source, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise wrong(source, where, "a finite number", value)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise wrong(source, where, "a whole number of 64 bits", value)
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
+    shown = f"--set {shortened(override)}"
     key, equals, text = override.partition("=")
+    key = key.strip()
     if not equals or not key:
-        raise ScenarioError(f"--set {override}: expected key=value, for instance network.loss=0.1")
+        raise ScenarioError(f"{shown}: expected key=value, for instance network.loss=0.1")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        document = tomllib.loads(f"value = {text}")
+        # A second line would smuggle in a second key.
+        value = document["value"] if len(document) == 1 else text
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         value = text
     *path, last = key.split(".")
     for name in path:
         branch = tree.setdefault(name, {})
         if not isinstance(branch, dict):
-            raise ScenarioError(f"--set {override}: {name} is a value, not a section")
+            raise ScenarioError(f"{shown}: {name} is a value, not a section")
         tree = branch
     tree[last] = value
-
-
-def _check_names(
-    tree: Mapping[str, Any], kind: type, path: str, source: str, *, extra: tuple[str, ...] = ()
-) -> None:
-    """Refuses unknown keys with the nearest name; msgspec says less, and nothing for dataclasses."""
-    hints = typing.get_type_hints(kind)
-    if dataclasses.is_dataclass(kind):
-        names = [field.name for field in dataclasses.fields(kind)]
-    else:
-        names = list(kind.__struct_fields__)  # type: ignore[attr-defined]
-    for key, value in tree.items():
-        where = f"{path}.{key}" if path else key
-        if key not in names and key not in extra:
-            raise ScenarioError(
-                f"{source}: {where}: expected one of {', '.join((*extra, *names))}{_nearest(key, names)}"
-            )
-        child = hints.get(key)
-        if isinstance(value, dict) and isinstance(child, type) and _has_fields(child):
-            _check_names(value, child, where, source)
-
-
-def _has_fields(kind: type) -> bool:
-    return dataclasses.is_dataclass(kind) or issubclass(kind, Struct)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _sentence(error: msgspec.ValidationError) -> str:
-    """Turns "Expected `int`, got `str` - at `$.nodes`" into "nodes: expected `int`, found `str`"."""
-    what, _, where = str(error).partition(" - at `$.")
-    what = what.replace(", got ", ", found ").replace("Expected", "expected").replace("Invalid", "invalid")
-    return f"{where.rstrip('`')}: {what}" if where else what

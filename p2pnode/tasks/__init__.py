@@ -6,7 +6,7 @@ package offers) or as `module:factory`; the factory's keyword arguments are the 
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,35 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
     Raises:
         UserError: status TASK and one sentence: no such task, no such module, wrong arguments, not a task.
     """
+    factory = task_factory(spec)
+    try:
+        task = factory(**args)
+    except UserError:
+        raise
+    except TASK_FAULTS as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
+        raise _error(f"the task {spec!r} cannot be made with {given}: {error}") from error
+    lacking = [name for name in ("init", "loss", "batches") if not callable(getattr(task, name, None))]
+    if lacking:
+        raise _error(
+            f"the factory {spec!r} returned a {type(task).__name__} without {', '.join(lacking)}; a task has"
+            " init(key), loss(params, batch, key) and batches(split, seed)"
+        )
+    made: Task = task
+    return made
+
+
+def task_names() -> list[str]:
+    """Names under which tasks can be had without `module:factory`, sorted."""
+    return sorted(_targets())
+
+
+def task_factory(spec: str) -> Callable[..., Any]:
+    """The function that makes the task `spec`. Imports the user's module.
+
+    Raises:
+        UserError: status TASK and one sentence: no such task, no such module, no such function.
+    """
     target = spec if ":" in spec else _targets().get(spec)
     if target is None:
         names = ", ".join(sorted(_targets()))
@@ -75,20 +104,7 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
         raise _error(
             f"the module {module_name} has no factory {factory_name!r}; expected a function that returns a task"
         )
-    try:
-        task = factory(**args)
-    except UserError:
-        raise
-    except TASK_FAULTS as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
-        raise _error(f"the task {spec!r} cannot be made with {given}: {error}") from error
-    lacking = [name for name in ("init", "loss", "batches") if not callable(getattr(task, name, None))]
-    if lacking:
-        raise _error(
-            f"the factory {spec!r} returned a {type(task).__name__} without {', '.join(lacking)}; a task has"
-            " init(key), loss(params, batch, key) and batches(split, seed)"
-        )
-    made: Task = task
+    made: Callable[..., Any] = factory
     return made
 
 

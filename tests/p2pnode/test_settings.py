@@ -1,6 +1,7 @@
 """Settings: four sources, one table, and a sentence for every mistake."""
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from gossip.config import Config
 from p2pnode import settings
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.values import rule
 
 
 def written(folder: Path, text: str) -> Path:
@@ -120,7 +122,7 @@ def test_a_mistake_in_the_file_is_a_sentence_with_file_key_expected_and_got(
     ("environ", "flags", "part"),
     [
         ({"P2PNODE_LEARNING__LOCAL_STEP": "8"}, [], "P2PNODE_LEARNING__LOCAL_STEP: there is no setting"),
-        ({"P2PNODE_DHT__K": "many"}, [], "P2PNODE_DHT__K: dht.k: expected a whole number, got text ('many')"),
+        ({"P2PNODE_DHT__K": "many"}, [], "P2PNODE_DHT__K: dht.k: expected a whole number between 1 and 64, got text ('many')"),
         ({}, [("--set", "dht.kk", "8")], "--set: there is no setting 'dht.kk'; did you mean dht.k?"),
         ({}, [("--set", "dht.k", "8\nalpha = 3")], "dht.k: expected a whole number"),
     ],
@@ -176,6 +178,9 @@ def test_assignments_need_a_section_and_a_value() -> None:
     assert settings.parse_assignment("a.b=c=d") == ("a.b", "c=d")
 
 
-def test_every_limit_belongs_to_a_setting() -> None:
-    assert set(settings._RANGES) <= set(settings.TABLE)
-    assert set(settings._CHOICES) <= set(settings.TABLE)
+def test_every_number_of_the_core_has_a_range_and_its_default_lies_in_it() -> None:
+    for name, row in settings.TABLE.items():
+        limits = rule(row.hint)
+        if row.kind in (int, float):
+            assert math.isfinite(limits.least), f"{name} may be anything"
+            assert limits.least <= row.default <= limits.largest

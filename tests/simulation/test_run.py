@@ -147,7 +147,7 @@ class Frozen:
                 "exchange": {"codec": "f32", "timeout_s": 3.0},
                 "dht": {"request_timeout_s": 0.5},
                 "membership": {"walk_interval_s": 32.0},
-                "learning": {"local_steps": 0, "round_interval_s": interval_s, "save_interval_s": 0.0},
+                "learning": {"local_steps": 0, "round_interval_s": interval_s, "save_interval_s": 1e9},
             },
         )
         seeds = Seeds(seed)

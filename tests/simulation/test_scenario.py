@@ -1,11 +1,19 @@
 """Scenarios are checked before anything starts, and a mistake is answered in one useful sentence."""
 
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from simulation.faults import AWAY_S_MIN, Fault, plan
-from simulation.scenario import ScenarioError, load, parse, shipped
+from simulation.scenario import FILE_BYTES_MAX, ScenarioError, load, parse, shipped
 from simulation.seeds import Seeds
 
 
@@ -59,10 +67,31 @@ def test_text_needs_no_quotes_on_the_command_line() -> None:
             {"config": {"learning": {"local_step": 1}}},
             ["config.learning.local_step", "did you mean local_steps?"],
         ),
-        ({"nodes": "many"}, ["x.toml: nodes: expected `int`, found `str`"]),
-        ({"nodes": 1}, ["nodes", ">= 2"]),
-        ({"network": {"loss": 1.5}}, ["network.loss", "<= 1"]),
-        ({"network": 5}, ["network", "object", "int"]),
+        ({"nodes": "many"}, ["nodes: expected a whole number between 2 and 65536, found text ('many')"]),
+        ({"nodes": 1}, ["nodes", "between 2 and", "(1)"]),
+        ({"nodes": True}, ["nodes", "found a truth value"]),
+        ({"nodes": 10**999}, ["nodes", "of 3319 bits"]),
+        ({"network": {"loss": 1.5}}, ["network.loss", "between 0 and 1", "(1.5)"]),
+        (
+            {"network": {"loss": math.nan}},
+            ["network.loss", "expected a finite number between 0 and 1", "(nan)"],
+        ),
+        ({"duration_s": math.inf}, ["duration_s", "a finite number above 0", "(inf)"]),
+        ({"duration_s": 10**400}, ["duration_s", "a number above 0", "bits"]),
+        ({"network": 5}, ["network: expected a section", "a whole number (5)"]),
+        ({"join": "frist"}, ["join: expected one of first, random", "did you mean first?"]),
+        ({"task": {"args": {"alpha": math.nan}}}, ["task.args.alpha: expected a finite number"]),
+        ({"task": {"args": {"seed": 2**70}}}, ["task.args.seed", "64 bits"]),
+        ({"faults": {"partitions": [3]}}, ["faults.partitions[0]: expected a table"]),
+        ({"faults": {"partitions": [{"start_s": 1}]}}, ["faults.partitions[0].end_s", "no default"]),
+        ({"faults": {"partitions": [{"start": 1}]}}, ["faults.partitions[0].start", "did you mean start_s?"]),
+        ({"faults": {"churn": 0.7, "crash": 0.7}}, ["faults.crash", "at most 1 - faults.churn (0.3)"]),
+        ({"config": {"exchange": {"codec": "int3"}}}, ["config.exchange.codec", "f32, int8, int4", "int8?"]),
+        ({"config": {"exchange": {"norm_factor": math.nan}}}, ["config.exchange.norm_factor", "between 1"]),
+        ({"config": {"learning": {"local_steps": -1}}}, ["config.learning.local_steps", "between 0", "(-1)"]),
+        ({"config": {"learning": {"readout_decay": 2}}}, ["config.learning.readout_decay", "0 and 1", "(2)"]),
+        ({"config": {"learning": {"genesis_seed": 2**32}}}, ["config.learning.genesis_seed", "4294967295"]),
+        ({"config": {"dht": {"k": 0}}}, ["config.dht.k", "between 1 and 64", "(0)"]),
         (
             {"faults": {"churn": 0.1, "start_s": 30.0}, "duration_s": 30.0},
             ["faults.stop_s", "faults.start_s"],
@@ -89,12 +118,146 @@ def test_unknown_and_unreadable_scenarios_are_answered_in_a_sentence(tmp_path: P
         load(str(tmp_path / "none.toml"))
     broken = tmp_path / "broken.toml"
     broken.write_text("nodes = = 3")
-    with pytest.raises(ScenarioError, match="is not TOML"):
+    with pytest.raises(ScenarioError, match="expected a TOML file"):
+        load(str(broken))
+    broken.write_bytes(b"# \xff\n")
+    with pytest.raises(ScenarioError, match="UTF-8, found a byte at position 2"):
+        load(str(broken))
+    broken.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
+    with pytest.raises(ScenarioError, match="at most 1048576 bytes"):
         load(str(broken))
     with pytest.raises(ScenarioError, match="key=value"):
         load("smoke-20", ["nodes"])
     with pytest.raises(ScenarioError, match="is a value"):
         load("smoke-20", ["nodes.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("task.name=digitz", ["task.name: expected one of digits, table", "did you mean digits?"]),
+        ("task.name=no_such_module:make", ["task.name: ", "cannot be imported"]),
+        ("task.name=json:make", ["task.name: ", "has no factory 'make'"]),
+        ("task.name=a/b.py:make", ["task.name: ", "is no module name"]),
+        ("task.name=base64:b64encode", ["task.name: ", "takes part, parts and seed"]),
+        ("task.args.alpah=1", ["task.args.alpah: expected one of part", "did you mean alpha?"]),
+        ("task.args.alpha=x", ["task.args.alpha: expected a number, found text ('x')"]),
+        ("task.args.alpha=-1", ["task.args: expected alpha between 0.001 and 1e6, got -1"]),
+        ("task.args.parts=3", ["task.args: expected part to be from 0 to parts - 1"]),
+        ("nodes=2\nduration_s=4", ["nodes: expected a whole number", "found text"]),
+        (".=3", ["expected one of name"]),
+    ],
+)
+def test_a_task_that_cannot_be_had_is_answered_before_anything_runs(override: str, parts: list[str]) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        load("smoke-20", ["task.args={}", override])
+    assert "\n" not in str(caught.value)
+    for part in ["smoke-20.toml", *parts]:
+        assert part in str(caught.value)
+
+
+# --- every way to spoil a scenario --------------------------------------------------------------------
+
+VALID: dict[str, Any] = {
+    **msgspec.to_builtins(load("smoke-20")),
+    "about": "Everything that can be said.",
+}
+
+
+def leaves(tree: dict[str, Any], path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all keys, sections as well, but for the free arguments of the task."""
+    found = []
+    for key, value in tree.items():
+        if path != ("task", "args"):
+            found.append((*path, key))
+        if isinstance(value, dict):
+            found += leaves(value, (*path, key))
+    return found
+
+
+def spoilt(path: tuple[Any, ...], *, key: str | None = None, value: Any = None) -> dict[str, Any]:
+    """The valid scenario with one value replaced, or one key."""
+    tree = copy.deepcopy(VALID)
+    branch = tree
+    for name in path[:-1]:
+        branch = branch[name]
+    if key is None:
+        branch[path[-1]] = value
+    else:
+        branch[key] = branch.pop(path[-1])
+    return tree
+
+
+def answered(tree: dict[str, Any]) -> str:
+    with pytest.raises(ScenarioError) as caught:
+        parse(tree, "x.toml")
+    message = str(caught.value)
+    assert message.startswith("x.toml: ")
+    assert message.isprintable()
+    assert len(message) < 1000
+    return message
+
+
+def test_the_scenario_that_is_spoilt_below_is_valid() -> None:
+    assert len(leaves(VALID)) > 50
+    parse(copy.deepcopy(VALID), "x.toml")
+
+
+class Alien:
+    """Of no type that TOML knows."""
+
+
+@given(
+    path=st.sampled_from(leaves(VALID)),
+    value=st.sampled_from([Alien(), math.nan, b"x", 10**5000, -(10**400), [[]], [{}], {"a": {"b": 1}}, None]),
+)
+def test_a_value_of_the_wrong_type_is_answered_in_one_sentence_with_its_key(
+    path: tuple[Any, ...], value: Any
+) -> None:
+    assume(path != ("task", "args") or not isinstance(value, dict))
+    assert ".".join(path) in answered(spoilt(path, value=value))
+
+
+@given(
+    path=st.sampled_from([path for path in leaves(VALID) if path not in ((), ("task", "args"))]),
+    at=st.integers(0, 30),
+    letter=st.sampled_from("qz_Ä\n\x1b'`"),
+)
+def test_a_misspelt_key_is_answered_with_the_nearest(path: tuple[Any, ...], at: int, letter: str) -> None:
+    name = path[-1]
+    at = min(at, len(name))
+    message = answered(spoilt(path, key=name[:at] + letter + name[at:]))
+    if len(name) > 3:
+        assert f"did you mean {name}?" in message or f"did you mean {name[:3]}" in message
+
+
+@given(data=st.data(), path=st.sampled_from(leaves(VALID)))
+def test_a_number_out_of_range_is_answered_and_one_within_is_taken(
+    data: st.DataObject, path: tuple[Any, ...]
+) -> None:
+    """Whatever a number is, it is taken or answered; never anything else."""
+    value = data.draw(st.integers() | st.floats() | st.text(max_size=5) | st.booleans())
+    tree = spoilt(path, value=value)
+    scenario = None
+    with suppress(ScenarioError):
+        scenario = parse(tree, "x.toml")
+    if scenario is None:
+        answered(tree)
+    else:
+        assert all(math.isfinite(number) for number in numbers(msgspec.to_builtins(scenario), ""))
+
+
+def numbers(tree: Any, where: str) -> Iterator[float]:
+    """All numbers but those of the nodes' settings, where infinity says never."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key != "config":
+                yield from numbers(value, key)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from numbers(value, where)
+    elif isinstance(tree, int | float):
+        yield tree
 
 
 def test_a_file_of_ones_own_takes_its_name_from_the_file(tmp_path: Path) -> None:
