@@ -217,7 +217,7 @@ def test_a_wrong_setting_is_refused_wherever_it_stands(home: Path) -> None:
     (home / "config.toml").write_text("[dht]\nk = 'many'\n")
     said = refused(ExitCode.USAGE, "run", "--home", str(home))
     assert str(home / "config.toml") in said
-    assert "dht.k: expected a whole number, got text ('many')" in said
+    assert "dht.k: expected a whole number between 1 and 64, got text ('many')" in said
 
 
 def test_what_is_no_address_is_refused_before_anybody_is_asked(home: Path) -> None:
