@@ -18,7 +18,7 @@ import struct
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NewType, Self, TypeAlias
+from typing import NewType, Protocol, Self, TypeAlias
 
 from nacl import pwhash
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
@@ -33,6 +33,10 @@ Signature = NewType("Signature", bytes)  # 64 bytes; never an identifier or a di
 
 # entropy(n) -> n unpredictable bytes. os.urandom in the daemon, a seeded stream in the simulator.
 Entropy: TypeAlias = Callable[[int], bytes]
+
+# verify(key, purpose, network, body, signature) returns, or raises CryptoError: the function below. Only the simulator
+# gives a node another one.
+Verify: TypeAlias = Callable[[PublicKey, Purpose, bytes, bytes, Signature], None]
 
 SEED_BYTES = 32
 PUBLIC_KEY_BYTES = 32
@@ -55,6 +59,15 @@ ARGON2_COST = Argon2Cost(
 # (1 GiB) and four times its passes.
 ARGON2_PASSES_MAX = 4 * pwhash.argon2id.OPSLIMIT_SENSITIVE
 ARGON2_MEMORY_BYTES_MAX = pwhash.argon2id.MEMLIMIT_SENSITIVE
+
+
+class Signer(Protocol):
+    """Who signs: all that the core of a node needs of an identity. `Identity` is the one that there is in a daemon."""
+
+    @property
+    def public_key(self) -> PublicKey: ...
+
+    def sign(self, purpose: Purpose, network: bytes, body: bytes) -> Signature: ...
 
 
 class Identity:

@@ -23,7 +23,7 @@ from math import ceil, inf, nan
 from msgspec import Struct
 
 from crypto.errors import CryptoError
-from crypto.identity import Identity, PublicKey, Signature, verify
+from crypto.identity import PublicKey, Signature, Signer, Verify
 from crypto.signing import Purpose
 from gossip import memory, wire
 from gossip.config import CODECS, ExchangeConfig
@@ -124,7 +124,8 @@ class Exchanges:
     def __init__(
         self,
         *,
-        identity: Identity,
+        identity: Signer,
+        verify: Verify,
         network: bytes,
         run: RunInfo,
         config: ExchangeConfig,
@@ -137,6 +138,7 @@ class Exchanges:
         send: Callable[[NodeId, bytes, float, list[Effect]], bool],
     ) -> None:
         self._identity = identity
+        self._verify = verify
         self._own = node_id(identity.public_key)
         self._network = network
         self._run = run
@@ -358,7 +360,7 @@ class Exchanges:
 
     def _check_signature(self, key: PublicKey, purpose: Purpose, header: bytes, signature: bytes) -> None:
         try:
-            verify(key, purpose, self._network, header, Signature(signature))
+            self._verify(key, purpose, self._network, header, Signature(signature))
         except CryptoError as error:
             raise RemoteError(Reason.BAD_SIGNATURE, "the signature does not fit the header") from error
 

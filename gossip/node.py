@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from math import inf, nan
 from typing import Any
 
-from crypto.identity import Identity, PublicKey
+from crypto.identity import PublicKey, Signer, Verify, verify
 from crypto.signing import network_id
 from gossip import memory, wire
 from gossip.config import Config
@@ -114,11 +114,12 @@ class Node:
         store: What `Persist` kept in the last life; empty for a new node.
         has_model: Whether the Learner restored a snapshot of the weights; without one the node is a newcomer.
         now: Seconds on a clock that never goes back.
+        verify: Checks signatures. Only the simulator gives another one.
     """
 
     def __init__(
         self,
-        identity: Identity,
+        identity: Signer,
         config: Config,
         run: RunInfo,
         *,
@@ -128,6 +129,7 @@ class Node:
         store: Mapping[str, bytes],
         has_model: bool,
         now: float,
+        verify: Verify = verify,
     ) -> None:
         self.identity = identity
         self.id = node_id(identity.public_key)
@@ -142,6 +144,7 @@ class Node:
         self._links = Links(connections_max=config.connections_max, rng=rng)
         self._directory = Directory(
             identity=identity,
+            verify=verify,
             network=network,
             run=run.id,
             addresses=addresses,
@@ -156,6 +159,7 @@ class Node:
         self._membership = Membership(self.id, pool_max=config.membership.pool_max, key=entropy(16))
         self._exchanges = Exchanges(
             identity=identity,
+            verify=verify,
             network=network,
             run=run,
             config=config.exchange,
@@ -407,14 +411,12 @@ class Node:
             raise RemoteError(Reason.RATE_LIMITED, f"more than {rate:g} requests a second")
 
     def _answered(self, peer: NodeId) -> None:
-        link = self._links.get(peer)
-        if link is not None:
+        if (link := self._links.get(peer)) is not None:
             link.silent = 0
 
     def _silent(self, peer: NodeId, out: list[Effect]) -> None:
         """It did not answer a request in time. TCP does not tell when the other end lost its power."""
-        link = self._links.get(peer)
-        if link is not None:
+        if (link := self._links.get(peer)) is not None:
             link.silent += 1
             if link.silent >= SILENT_MAX:
                 out.append(Drop(peer, f"no answer to {SILENT_MAX} requests in a row"))
@@ -431,8 +433,7 @@ class Node:
             out.append(Send(peer, wire.encode(bye)))
             out.append(Drop(peer, str(error.reason)))
             self._links.ban(peer, now + BAN_S)
-            contact = self._membership.contact(peer)
-            if contact is not None:
+            if (contact := self._membership.contact(peer)) is not None:
                 self._remembered = [a for a in self._remembered if a not in contact.addresses]
                 self._membership.forget(peer)
 
@@ -498,9 +499,8 @@ class Node:
         addresses = dict.fromkeys([*self._bootstrap, *remembered])
         out.extend(Dial(address, None) for address in addresses)
         if not addresses and self._joined:
-            self._change_state(
-                self._working_state(), out
-            )  # nobody to look for, and a model from the last life
+            # Nobody to look for, and a model from the last life.
+            self._change_state(self._working_state(), out)
         if addresses:
             pause = self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5)
             self._bootstrap_pause_s = min(2.0 * self._bootstrap_pause_s, BOOTSTRAP_S_MAX)

@@ -14,7 +14,7 @@ from math import inf, nan
 import msgspec
 import numpy as np
 
-from crypto.identity import Identity, PublicKey
+from crypto.identity import PublicKey
 from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.dht.ids import NodeId, provider_key
@@ -62,7 +62,7 @@ class Villain:
         mark: Mark,
     ) -> None:
         self._node = node
-        self._identity: Identity = host.identity
+        self._identity = host.identity
         self._act = act
         self._run = run
         self._network = network_id(run.network)

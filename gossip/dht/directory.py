@@ -11,15 +11,17 @@ from math import inf
 
 from msgspec import Struct
 
-from crypto.identity import Identity, PublicKey
+from crypto.identity import PublicKey, Signer, Verify
 from gossip.config import DhtConfig
 from gossip.deadlines import Deadlines
 from gossip.dht.ids import Key, NodeId, node_id
 from gossip.dht.lookup import Lookup
 from gossip.dht.records import (
+    Opened,
     Peeked,
     PeerRecord,
     ProviderRecord,
+    R,
     RecordStore,
     open_record,
     peek_record,
@@ -75,7 +77,8 @@ class Directory:
     def __init__(
         self,
         *,
-        identity: Identity,
+        identity: Signer,
+        verify: Verify,
         network: bytes,
         run: bytes,
         addresses: tuple[str, ...],
@@ -88,6 +91,7 @@ class Directory:
         secret: bytes,
     ) -> None:
         self._identity = identity
+        self._check = verify
         self._network = network
         self._run = run
         self._addresses = addresses
@@ -180,7 +184,7 @@ class Directory:
                 records = self.records.get(Key(message.key), now, limit=20, rng=self._rng)
                 return Records(message.n, self._nearest(message.key, peer), records)
             case PutRecord():
-                self.records.put(open_record(message.record, self._network, ProviderRecord), now)
+                self.records.put(self._open(message.record, ProviderRecord), now)
                 return Stored(message.n, "")
 
     # --- answers to us --------------------------------------------------------------------------------
@@ -321,7 +325,7 @@ class Directory:
             ),
         )
         try:
-            self.records.put(open_record(record, self._network, ProviderRecord), now)
+            self.records.put(self._open(record, ProviderRecord), now)
         except RemoteError:
             pass  # our own store is full; those nearest to the place are asked next
         for contact in nearest:
@@ -352,6 +356,9 @@ class Directory:
             del self._parsed[next(iter(self._parsed))]
         return contact
 
+    def _open(self, record: bytes, kind: type[R]) -> Opened[R]:
+        return open_record(record, self._network, kind, verify=self._check)
+
     def verified(self, contact: Contact) -> bool:
         """Whether the record behind `contact` is signed by its owner. Checked once per record."""
         return self._verify(contact.record)
@@ -363,7 +370,7 @@ class Directory:
         valid = False
         for kind in (PeerRecord, ProviderRecord):
             try:
-                open_record(record, self._network, kind)
+                self._open(record, kind)
             except RemoteError:  # of the other kind, or false: then the other kind refuses it too
                 continue
             valid = True

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from crypto.errors import CryptoError
-from crypto.identity import Identity, PublicKey, Signature, verify
+from crypto.identity import PublicKey, Signature, Signer, Verify, verify
 from crypto.signing import Purpose
 from gossip.dht.ids import Key, NodeId, distance, node_id
 from gossip.errors import LocalError, Reason, RemoteError
@@ -105,7 +105,7 @@ class Opened(Struct, Generic[R], frozen=True):
     node: NodeId  # of the owner
 
 
-def sign_record(identity: Identity, network: bytes, record: PeerRecord | ProviderRecord) -> bytes:
+def sign_record(identity: Signer, network: bytes, record: PeerRecord | ProviderRecord) -> bytes:
     """The record as it travels.
 
     Args:
@@ -136,17 +136,17 @@ def peek_record(data: bytes, kind: type[R]) -> Peeked[R]:
     return _parse(data, kind)[0]
 
 
-def open_record(data: bytes, network: bytes, kind: type[R]) -> Opened[R]:
+def open_record(data: bytes, network: bytes, kind: type[R], *, verify: Verify = verify) -> Opened[R]:
     """Read a record and check its signature.
 
     Args:
         data: The record as received.
         network: 32 bytes, from `signing.network_id`.
         kind: PeerRecord or ProviderRecord: which one is expected here.
+        verify: Checks the signature.
 
     Raises:
-        RemoteError: BAD_RECORD: not a record of this kind, or not in canonical form. BAD_SIGNATURE: not
-        signed
+        RemoteError: BAD_RECORD: not a record of this kind, or not in canonical form. BAD_SIGNATURE: not signed
             by the owner that it names, for this kind and network.
     """
     peeked, signed = _parse(data, kind)
