@@ -32,6 +32,7 @@ from gossip.config import CODECS, LearningConfig
 from gossip.errors import LocalError
 from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
+from p2pnode.tasks.partition import ARGUMENTS
 from simulation.fleet_data import Rows, batches, divided
 from simulation.fleet_network import End, Outcome, Rules, deal, exchange, lie, shuffled
 from simulation.fleet_settings import FleetAccuracy, FleetReport, FleetSettings, Point
@@ -124,8 +125,7 @@ class Fleet:
         self._lanes, self._chunks = _shape(settings, self.devices, chosen[0].platform)
         self._slots = 2 * self._lanes * self._chunks  # of one device
         self._halves = 1 if self._chunks == 1 else 2
-        division = {"partition", "alpha"} & set(settings.args)
-        args = {name: given for name, given in settings.args.items() if name not in division}
+        args = {name: given for name, given in settings.args.items() if name not in ARGUMENTS}
         self._task = load_task(settings.task, args)
         self._trainer = Trainer(self._task, seed=settings.genesis_seed)
         self.values = self._trainer.schema.values

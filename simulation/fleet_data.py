@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gossip.errors import LocalError
-from p2pnode.tasks.partition import divide
+from p2pnode.tasks.partition import ARGUMENTS
+from p2pnode.tasks.partition import divided as divided_rows
 from simulation.fleet_settings import FleetSettings
 from simulation.seeds import Seeds
 
@@ -46,11 +47,12 @@ def divided(task: Any, settings: FleetSettings, seeds: Seeds) -> Rows:
         )
     x, y = np.asarray(train.x), np.asarray(train.y)
     count = max(1, min(settings.nodes, len(y) // _ROWS_EACH_MIN))
-    kind = settings.args.get("partition") or ("dirichlet" if "alpha" in settings.args else "iid")
-    more = {"alpha": settings.args["alpha"]} if "alpha" in settings.args else {}
+    if "rows_file" in settings.args or settings.args.get("partition") == "file":
+        raise LocalError("the fleet cannot divide rows by a file; p2psim run can")
+    said = {name: settings.args[name] for name in ARGUMENTS if name in settings.args}
     # The seed that the world gives its tasks: the same seed divides alike in both.
     seed = settings.args.get("seed", seeds.integer("data") % 2**32)
-    parts = divide(kind, y, count, seed=seed, **more)
+    parts = divided_rows(y, count, seed=seed, **said)
     table = np.zeros((count, max(len(part) for part in parts)), np.int32)
     strides = np.ones((count, _STRIDES), np.uint32)
     rng = np.random.default_rng(seeds.integer("strides") % 2**32)

@@ -9,12 +9,13 @@ import gzip
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gossip.errors import LocalError
 from p2pnode.tasks.classifier import Classifier, Rows
-from p2pnode.tasks.partition import Part, divide
+from p2pnode.tasks.partition import Part, divided
 
 CLASSES = 10
 HIDDEN = 64
@@ -24,6 +25,7 @@ HIDDEN = 64
 BATCH = 32
 RATE = 0.2
 TRAIN_ROWS = 1437  # of 1797: four fifths
+TEST_ROWS = 360
 _SPLIT_SEED = 0
 _PIXEL_MAX = 16.0
 
@@ -34,6 +36,10 @@ def make(
     parts: int = 1,
     partition: str = "",
     alpha: float | None = None,
+    sigma: float | None = None,
+    labels_each: int | None = None,
+    rows_min: int = 1,
+    rows_file: str = "",
     seed: int = 0,
     model: str = "mlp",
     hidden: int = HIDDEN,
@@ -46,8 +52,15 @@ def make(
     Args:
         part: Which part of the training rows is ours, from 0.
         parts: How many there are.
-        partition: How they are divided (partition.KINDS); default: dirichlet where alpha is given, else iid.
-        alpha: Of Dirichlet: 100 gives nearly equal parts, 0.1 very unequal ones. Default there 0.5.
+        partition: How they are divided (partition.KINDS); default: dirichlet where alpha is given, quantity where sigma
+            is, shards where labels_each is, file where rows_file is, else iid.
+        alpha: Of Dirichlet (labels, or sizes with quantity): 100 gives nearly equal parts, 0.1 very unequal ones.
+            Default there 0.5.
+        sigma: Of the log-normal sizes of quantity.
+        labels_each: Of shards: label runs for each part, 2 by default.
+        rows_min: Each part has at least so many rows.
+        rows_file: A CSV `part,row`: row numbers from 0 to 1796 in the order of scikit-learn, of which the 360
+            test rows are passed over.
         seed: Of the division; the same on all nodes.
         model: mlp (64-64-10 unless `hidden` says otherwise) or logistic.
         hidden: Width of the mlp's hidden layer.
@@ -63,11 +76,18 @@ def make(
     if model not in ("mlp", "logistic"):
         raise LocalError(f"expected model to be mlp or logistic, got {model!r}")
     train, test = _rows()
-    kind = partition or ("iid" if alpha is None else "dirichlet")
+    division = {
+        "partition": partition,
+        "alpha": alpha,
+        "sigma": sigma,
+        "labels_each": labels_each,
+        "rows_min": rows_min,
+        "rows_file": rows_file,
+    }
     return Classifier(
         name="digits",
         version="1",
-        train=train.take(_parts(kind, parts, seed, alpha)[part]),
+        train=train.take(_parts(parts, seed, **division)[part]),
         test=test,
         classes=CLASSES,
         hidden=hidden if model == "mlp" else 0,
@@ -79,9 +99,9 @@ def make(
 
 # Cached: one process may hold hundreds of nodes.
 @lru_cache(maxsize=8)
-def _parts(kind: str, parts: int, seed: int, alpha: float | None) -> list[Part]:
-    more = {} if alpha is None else {"alpha": alpha}
-    return divide(kind, _rows()[0].y, parts, seed=seed, **more)
+def _parts(parts: int, seed: int, **division: Any) -> list[Part]:
+    numbers = np.random.default_rng(_SPLIT_SEED).permutation(TRAIN_ROWS + TEST_ROWS)[:TRAIN_ROWS]
+    return divided(_rows()[0].y, parts, seed=seed, numbers=numbers, **division)
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from gossip.errors import LocalError
 from p2pnode.tasks.classifier import Classifier, Rows
-from p2pnode.tasks.partition import divide
+from p2pnode.tasks.partition import divided
 
 Numbers: TypeAlias = float | Sequence[float]
 
@@ -45,6 +45,10 @@ def make(
     parts: int = 1,
     partition: str = "",
     alpha: float | None = None,
+    sigma: float | None = None,
+    labels_each: int | None = None,
+    rows_min: int = 1,
+    rows_file: str = "",
     seed: int = 0,
     model: str = "mlp",
     hidden: int = 32,
@@ -61,7 +65,8 @@ def make(
         scale: standard (subtract a mean, divide by a deviation) or none.
         mean, deviation: One number, or one for each feature; default: those of this file's training rows.
         test_share: Share of the rows that are for testing only, drawn by a fixed seed.
-        part, parts, partition, alpha, seed: As in the task `digits`.
+        part, parts, partition, alpha, sigma, labels_each, rows_min, seed: As in the task `digits`.
+        rows_file: As there; rows count from 0 in the order of the file, without its header.
         model: mlp (one hidden layer) or logistic.
         hidden: Width of that layer.
         batch: Rows in a training batch.
@@ -109,9 +114,19 @@ def make(
         # A constant feature carries nothing; it becomes zero.
         x = (x - x[train].mean(axis=0)) / np.where(width > 0, width, 1)
     agreed = hashlib.sha256(msgspec.json.encode(known)).hexdigest()[:12]
-    kind = partition or ("iid" if alpha is None else "dirichlet")
-    more = {} if alpha is None else {"alpha": alpha}
-    own = train[divide(kind, y[train], parts, seed=seed, **more)[part]]
+    divisions = divided(
+        y[train],
+        parts,
+        seed=seed,
+        numbers=train,
+        partition=partition,
+        alpha=alpha,
+        sigma=sigma,
+        labels_each=labels_each,
+        rows_min=rows_min,
+        rows_file=rows_file,
+    )
+    own = train[divisions[part]]
     rows = Rows(x.astype(np.float32), y)
     return Classifier(
         name="table",
