@@ -4,28 +4,32 @@ Whatever is in a `Report` except the wall-clock figures repeats with the seed.
 """
 
 import gc
-from collections.abc import Callable, Sequence
-from math import nan
+from collections.abc import Callable, Container, Sequence
+from math import inf, nan
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 from msgspec import Struct
 
-from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import RunInfo, Task, run_info
 from gossip.node import Node
 from simulation.checkers import consensus_distance
+from simulation.curves import Curve, ObservedLearner, Recorder, accuracies, sample_of
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
+from simulation.signatures import signatures_of
 from simulation.world import Host, World, store_of
+
+# Somebody who watches is told so often, in seconds of this machine's time; an interrupt waits no longer than that.
+GLANCE_S = 0.2
 
 
 class Accuracy(Struct, frozen=True):
     """On the test rows, each in [0, 1], from the averaged read-out of every node that is up at the end."""
 
-    mean: float
+    mean: float  # nan where the task measures no accuracy
     worst: float
     central: float  # one learner with all rows, as many rounds as a node had on average; nan if not measured
 
@@ -44,7 +48,9 @@ class Report(Struct, frozen=True):
 
     scenario: str
     seed: int
+    partial: bool  # it was interrupted: all figures are those of the moment, and none is comparable
     nodes: int
+    signatures: str  # real or modelled
     digest: str
     virtual_s: float
     wall_s: float  # of the world alone: without set-up, compiling and the measurements at the end
@@ -61,6 +67,7 @@ class Report(Struct, frozen=True):
     checks: int  # made by the checkers; none failed, or there would be no report
     faults: dict[str, int]
     refused: dict[str, int]
+    curve: Curve | None  # where it was asked for
 
 
 class RealParts:
@@ -69,12 +76,14 @@ class RealParts:
     Args:
         scenario: Names the task and the settings.
         seeds: Of the run.
+        remembers: The nodes whose last change is kept, to measure how they spread.
     """
 
-    def __init__(self, scenario: Scenario, seeds: Seeds) -> None:
+    def __init__(self, scenario: Scenario, seeds: Seeds, *, remembers: Container[int] = ()) -> None:
         from gossip.learning.trainer import Trainer
 
         self._config = scenario.config
+        self._remembers = remembers
         self._tasks = tasks_of(scenario, seeds)
         self.trainer = Trainer(
             self._tasks[0], lanes=scenario.compute.lanes, seed=self._config.learning.genesis_seed
@@ -88,6 +97,7 @@ class RealParts:
         )
         self.run_id = self.run_info.id
         self._seed = seeds.integer("batches") % 2**32
+        self.signatures = signatures_of(scenario.compute.signatures, seeds.entropy("signatures"))
 
     def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
         return Node(
@@ -101,13 +111,15 @@ class RealParts:
             store=store_of(host),
             has_model=host.saved is not None,
             now=now,
+            verify=self.signatures.verify,
         )
 
     def worker(self, host: Host) -> Learner:
         task = self._tasks[host.index]
-        learner = Learner(
+        learner = ObservedLearner(
             self.run_info,
             self.trainer.genesis,
+            remembers=host.index in self._remembers,
             exchange=self._config.exchange,
             learning=self._config.learning,
             node=host.index,
@@ -156,6 +168,8 @@ def run(
     central: bool = True,
     progress: Callable[[World], None] | None = None,
     every_s: float = 5.0,
+    measure_every_s: float = 0.0,
+    glance: Callable[[World, Recorder | None], bool] | None = None,
 ) -> Report:
     """Runs a scenario to its end and measures.
 
@@ -164,21 +178,38 @@ def run(
         check: Whether the checkers watch.
         central: Whether to train the central reference, too.
         progress: Called every `every_s` virtual seconds.
+        measure_every_s: Virtual seconds from one point of the curve to the next; 0: no curve.
+        glance: Called several times a second of wall time; returns whether to go on. What is reported of a run that
+            did not go on is marked as partial.
 
     Raises:
         ViolationError: a checker saw what must never happen.
     """
     seeds = Seeds(seed)
-    parts = RealParts(scenario, seeds)
+    parts = RealParts(scenario, seeds, remembers=sample_of(scenario, seeds) if measure_every_s else ())
     parts.warm_up()
-    world = World(scenario, seeds, parts, replay=replay, check=check)
+    recorder = None
+    if measure_every_s:
+        recorder = Recorder(scenario, seeds, every_s=measure_every_s, evaluate=parts.trainer.evaluate)
+    world = World(
+        scenario,
+        seeds,
+        parts,
+        replay=replay,
+        check=check,
+        signatures=parts.signatures,
+        observer=recorder,
+    )
+    if recorder is not None:
+        recorder.begin(world)
+    drive = _Drive(world, recorder, progress=progress, every_s=every_s, glance=glance)
     # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few
     # (lookups of the DHT that ended): between two stretches is soon enough, and only among the new objects.
     gc.collect()
     gc.disable()
     try:
-        first = _stretch(world, scenario.duration_s / 2, progress, every_s)
-        settled = _stretch(world, scenario.duration_s, progress, every_s)
+        first = drive.to(scenario.duration_s / 2)
+        settled = drive.to(scenario.duration_s)
     finally:
         gc.enable()
         world.close()
@@ -188,50 +219,90 @@ def run(
     return Report(
         scenario=scenario.name,
         seed=seed,
+        partial=drive.stopped,
         nodes=scenario.nodes,
+        signatures=scenario.compute.signatures,
         digest=world.digest,
         virtual_s=world.now,
         wall_s=first.wall_s + settled.wall_s,
         events=world.events,
         exchanges=world.exchanges,
         node_updates=world.node_updates,
-        accuracy=_accuracy(scenario, seeds, parts, learners, central=central),
-        consensus=consensus_distance([learner.weights() for learner in learners]),
+        accuracy=_accuracy(scenario, seeds, parts, learners, central=central and not drive.stopped),
+        consensus=consensus_distance([learner.weights() for learner in learners]) if learners else nan,
         settled=settled,
         messages=world.messages,
         bytes_sent=world.bytes_sent,
         checks=world.checks,
         faults=world.faults,
         refused=dict(sorted(world.refused.items())),
+        curve=recorder.curve(world.now) if recorder is not None else None,
     )
 
 
-def _stretch(world: World, until: float, progress: Callable[[World], None] | None, every_s: float) -> Stretch:
-    """Runs the world until a date. The calls of `progress` do not count."""
-    start, events, node_updates, wall_s = world.now, world.events, world.node_updates, 0.0
-    while world.now < until:
-        begun = perf_counter()
-        world.run(min(world.now + every_s, until))
-        gc.collect(0)
-        wall_s += perf_counter() - begun
-        if progress is not None:
-            progress(world)
-    return Stretch(
-        virtual_s=until - start,
-        wall_s=wall_s,
-        events=world.events - events,
-        node_updates=world.node_updates - node_updates,
-    )
+class _Drive:
+    """Runs a world, and pauses it for those who want to look; the pauses do not count.
+
+    Where it is paused changes no event.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        recorder: Recorder | None,
+        *,
+        progress: Callable[[World], None] | None,
+        every_s: float,
+        glance: Callable[[World, Recorder | None], bool] | None,
+    ) -> None:
+        self.stopped = False
+        self._world = world
+        self._recorder = recorder
+        self._progress = progress
+        self._every_s = every_s if progress is not None else inf
+        self._glance = glance
+        self._told = 0
+        # Virtual seconds between glances; grows and shrinks until they take GLANCE_S.
+        self._slice_s = world.scenario.duration_s / 1000 if glance is not None else inf
+
+    def to(self, until: float) -> Stretch:
+        """Goes on until a date, unless it was stopped."""
+        world, recorder = self._world, self._recorder
+        start, events, node_updates, wall_s = world.now, world.events, world.node_updates, 0.0
+        measure_s = recorder.every_s if recorder is not None else inf
+        while world.now < until and not self.stopped:
+            # Products, not sums: the same dates in every run, however it was sliced.
+            told_at = (self._told + 1) * self._every_s
+            measured_at = (len(recorder.points) + 1) * measure_s if recorder is not None else inf
+            begun = perf_counter()
+            world.run(min(until, told_at, measured_at, world.now + self._slice_s))
+            gc.collect(0)
+            spent_s = perf_counter() - begun
+            wall_s += spent_s
+            # The last point is that of the end, which a sum of floats may miss by a hair.
+            if recorder is not None and world.now >= min(measured_at, world.scenario.duration_s):
+                recorder.look(world)
+            if world.now >= min(told_at, world.scenario.duration_s) and self._progress is not None:
+                self._told += 1
+                self._progress(world)
+            if self._glance is not None:
+                self._slice_s *= 2.0 if spent_s < GLANCE_S / 2 else 0.5 if spent_s > GLANCE_S else 1.0
+                self.stopped = not self._glance(world, recorder)
+        return Stretch(
+            virtual_s=world.now - start,
+            wall_s=wall_s,
+            events=world.events - events,
+            node_updates=world.node_updates - node_updates,
+        )
 
 
 def _accuracy(
     scenario: Scenario, seeds: Seeds, parts: RealParts, learners: Sequence[Learner], *, central: bool
 ) -> Accuracy:
-    readouts: list[FloatArray] = [learner.readout() for learner in learners]
-    found = [metrics.get("accuracy", nan) for metrics in parts.trainer.evaluate(readouts)]
+    found = accuracies(parts.trainer.evaluate, [learner.readout() for learner in learners])
     return Accuracy(
-        mean=fmean(found),
-        worst=min(found),
+        mean=fmean(found) if found else nan,
+        worst=min(found) if found else nan,
         central=_central(scenario, seeds, learners) if central else nan,
     )
 
@@ -240,12 +311,13 @@ def _central(scenario: Scenario, seeds: Seeds, learners: Sequence[Learner]) -> f
     """All rows in one place: same rules, as many rounds as the nodes made on average."""
     from gossip.learning.trainer import train_alone
     from p2pnode.tasks import load_task
+    from p2pnode.tasks.partition import ARGUMENTS
 
     learning = scenario.config.learning
     if learning.local_steps == 0:
         return nan
     # How rows are divided does not concern who has them all.
-    arguments = {key: value for key, value in scenario.task.args.items() if key not in ("alpha", "partition")}
+    arguments = {key: value for key, value in scenario.task.args.items() if key not in ("part", "parts", *ARGUMENTS)}
     task = load_task(scenario.task.name, arguments)
     rounds = round(fmean(learner.steps for learner in learners) / learning.local_steps)
     return train_alone(task, rounds=max(rounds, 1), learning=learning).get("accuracy", nan)

@@ -1,14 +1,25 @@
 """`p2psim` on the command line."""
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from simulation.cli import main
+from simulation.results import read
 from simulation.scenario import shipped
 
+ROOT = Path(__file__).resolve().parents[2]
+# Where tests run in the background, Ctrl-C is ignored, and that is inherited.
+FOREGROUND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from simulation.cli import main; main()"
+)
 SMALL = [
     "run",
     "smoke-20",
@@ -77,3 +88,65 @@ def test_listing_imports_no_jax() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "closed", "pipe"])
+def test_an_output_that_takes_nothing_is_one_sentence_and_status_1(where: str) -> None:
+    command = shlex.join([sys.executable, "-m", "simulation", "list"])
+    to = {"/dev/full": "> /dev/full", "closed": ">&-", "pipe": "| true"}[where]
+    script = f"set -o pipefail; {command} {to}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    if where == "pipe":  # whether the reader is gone before the writer begins is a matter of luck
+        assert done.returncode in (0, 1)
+        assert done.stderr == ""
+    else:
+        assert done.returncode == 1
+        assert done.stderr.startswith("p2psim: the output cannot be written: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_a_run_with_a_partial_report_and_status_130(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    arguments = ["run", "smoke-20", "--set", "duration_s=3000", "--every", "1", "--json", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", FOREGROUND, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = ""
+    while " s of 3000 s" not in told:
+        told = process.stderr.readline()
+        assert told, "it ended before it was interrupted"
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    report = json.loads(stdout)
+    assert report["partial"] is True
+    assert 0 < report["virtual_s"] < 3000
+    assert report["curve"]["points"]
+    assert "Traceback" not in stderr
+    assert not out.exists()
+    assert "partial run is not added" in stderr
+
+
+def test_results_are_appended_and_tabled(tmp_path: Path) -> None:
+    out, table = tmp_path / "r.jsonl", tmp_path / "r.csv"
+    result = CliRunner().invoke(main, [*SMALL, "--json", "--out", str(out), "--csv", str(table)])
+    assert result.exit_code == 0, result.stderr
+    (saved,) = read(out)
+    assert saved.report == json.loads(result.stdout)
+    assert saved.scenario["nodes"] == 6
+    assert len(saved.report["curve"]["points"]) == 20
+    assert len(table.read_text().splitlines()) == 2
+    again = CliRunner().invoke(main, [*SMALL, "--json", "--no-curve", "--out", str(out)])
+    assert json.loads(again.stdout)["curve"] is None
+    assert json.loads(again.stdout)["digest"] == saved.report["digest"]
+    assert len(out.read_text().splitlines()) == 2
+    unwritable = CliRunner().invoke(main, [*SMALL, "--out", str(tmp_path / "no" / "r.jsonl")])
+    assert unwritable.exit_code == 2
+    assert "cannot be opened" in unwritable.stderr.splitlines()[-1]
