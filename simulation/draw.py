@@ -31,6 +31,8 @@ MACHINE_KINDS = (
     "clock_jump",
     "address_change",
     "rebinding",
+    "outer_address",
+    "memory_pressure",
     "flash_crowd",
     "mass_leave",
 )
@@ -48,8 +50,25 @@ HOSTILE_KINDS = (
     "poison_huge",
     "poison_flip",
     "other_run",
+    "sybil",
+    "eclipse",
 )
+# Of these one person has many keys, and a node for each.
+CROWDED_KINDS = ("sybil", "eclipse")
+# More than a bucket takes of one subnet (2), and than the fewest connections that others may open to a node (3).
+SYBILS = 6
 KINDS = FRAME_KINDS + MACHINE_KINDS + HOSTILE_KINDS
+
+# How fast the time of a run goes. `seconds`: every interval is drawn, and short, so that much happens to a node within
+# minutes. `hours`: the settings of a daemon that nobody changed, with rounds of minutes, for up to a day: records are
+# published again and expire, buckets are refreshed, keys rotate, and whoever was away was away for long.
+PACES = ("seconds", "hours")
+# Of all seeds. An hour of a node costs a sixth of what it costs at the other pace, and a seed ten times as much.
+HOURS_SHARE = 0.1
+# What such a run comes to in hours of nodes, villains included, and how long it lasts: more than the life of a record,
+# and a day at most.
+NODE_HOURS = (20.0, 150.0)
+HOURS = (3.0, 24.0)
 
 NODES_MIN = 3
 NODES_MAX = 40
@@ -60,6 +79,7 @@ ROUNDS = (15, 40)
 class SwarmOptions(Struct, frozen=True, kw_only=True):
     """Everything about one run but its seed."""
 
+    pace: str  # one of PACES
     nodes: int  # honest ones; the hostile come on top
     safety_s: float  # virtual seconds with faults
     values: int  # of the model
@@ -69,8 +89,8 @@ class SwarmOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def villains(self) -> tuple[str, ...]:
-        """One hostile node of each hostile kind."""
-        return tuple(kind for kind in HOSTILE_KINDS if kind in self.kinds)
+        """What each hostile node does: one of each kind, SYBILS of the crowded ones."""
+        return _villains(self.kinds)
 
 
 def draw(
@@ -80,6 +100,7 @@ def draw(
     nodes: int | None = None,
     without: Iterable[str] = (),
     shorten: float = 1.0,
+    pace: str | None = None,
 ) -> SwarmOptions:
     """The options of a seed, and what a person changes of them.
 
@@ -89,8 +110,12 @@ def draw(
         nodes: Exactly so many, instead.
         without: Kinds that are switched off.
         shorten: The safety phase lasts this share of what was drawn.
+        pace: One of PACES, instead of the drawn one.
     """
     seeds = Seeds(seed)
+    hours = seeds.random("swarm", "pace")
+    drawn_pace = "hours" if hours.random() < HOURS_SHARE else "seconds"
+    pace = pace or drawn_pace
     size = seeds.random("swarm", "size")
     # Log-uniform: small networks find most bugs, and finish first.
     drawn = round(NODES_MIN * (nodes_max / NODES_MIN) ** size.random())
@@ -105,10 +130,15 @@ def draw(
     link = _link(seeds, kinds)
     config = _config(seeds, round_s)
     safety_s = max(10.0, round_s * rng.randint(*ROUNDS)) * shorten
+    if pace == "hours":
+        round_s = 60.0 * 10.0 ** hours.random()  # one minute to ten, log-uniform
+        lasts = hours.uniform(*NODE_HOURS) / (count + len(_villains(kinds)))
+        safety_s = 3600.0 * min(max(lasts, HOURS[0]), HOURS[1]) * shorten
+        config = _daemon_config(config, round_s)
     values = rng.choice((8, 40, 64, 130, 300))
     shards = rng.choice((1, 1, 2, 3))
     learning = replace(config.learning, shard_values_max=-(-values // shards))
-    villains = [kind for kind in kinds if kind in HOSTILE_KINDS]
+    villains = _villains(kinds)
     scenario = Scenario(
         name="swarm",
         nodes=count + len(villains),
@@ -127,6 +157,7 @@ def draw(
         config=replace(config, learning=learning),
     )
     return SwarmOptions(
+        pace=pace,
         nodes=count,
         safety_s=safety_s,
         values=values,
@@ -136,6 +167,11 @@ def draw(
         else 0.0,
         scenario=scenario,
     )
+
+
+def _villains(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    present = [kind for kind in HOSTILE_KINDS if kind in kinds]
+    return tuple(kind for kind in present for _ in range(SYBILS if kind in CROWDED_KINDS else 1))
 
 
 def _link(seeds: Seeds, kinds: tuple[str, ...]) -> LinkSettings:
@@ -183,4 +219,14 @@ def _config(seeds: Seeds, round_s: float) -> Config:
             round_interval_s=round_s,
             save_interval_s=round_s * rng.choice((2.0, 10.0)),
         ),
+    )
+
+
+def _daemon_config(drawn: Config, round_s: float) -> Config:
+    """The defaults, but for the pause between rounds, the codec and the number of connections."""
+    return Config(
+        network=drawn.network,
+        connections_max=drawn.connections_max,
+        exchange=ExchangeConfig(codec=drawn.exchange.codec),
+        learning=LearningConfig(local_steps=1, round_interval_s=round_s),
     )

@@ -11,6 +11,8 @@ from simulation.swarm_network import Clog, OneWay
 
 # Incidents of one kind in one run, per node: at most, at least one. More, and nothing else happens any more.
 PER_NODE = 0.4
+# In a day more happens than in a minute: in runs of hours, one more such number for every so long.
+AGAIN_S = 4 * 3600.0
 # Within this part of the safety phase; what is before belongs to joining, what is after to the next phase.
 WINDOW = (0.1, 0.85)
 # What a crowd or a mass is, as a share of the honest nodes.
@@ -86,10 +88,11 @@ def _machines(kind: str, options: SwarmOptions, rng: random.Random) -> list[Inci
         start, end = _span(options, rng)
         return [Incident(kind=kind, nodes=tuple(sorted(nodes)), start_s=start, end_s=end)]
     found = []
-    for _ in range(rng.randint(1, max(1, round(PER_NODE * options.nodes)))):
+    often = PER_NODE * options.nodes * max(1.0, options.safety_s / AGAIN_S)
+    for _ in range(rng.randint(1, max(1, round(often)))):
         start, end = _span(options, rng)
         # Node 0 keeps its address: it is the one that everybody was told.
-        node = rng.randrange(1 if kind == "address_change" else 0, options.nodes)
+        node = rng.randrange(1 if kind in ("address_change", "outer_address") else 0, options.nodes)
         found.append(Incident(kind=kind, nodes=(node,), start_s=start, end_s=end))
     return found
 

@@ -35,6 +35,7 @@ class SwarmSettings(Struct, frozen=True, kw_only=True):
     nodes: int | None = None
     without: tuple[str, ...] = ()
     shorten: float = 1.0
+    pace: str | None = None
 
     def options(self) -> SwarmOptions:
         return draw(
@@ -43,6 +44,7 @@ class SwarmSettings(Struct, frozen=True, kw_only=True):
             nodes=self.nodes,
             without=self.without,
             shorten=self.shorten,
+            pace=self.pace,
         )
 
     def command(self) -> str:
@@ -54,6 +56,8 @@ class SwarmSettings(Struct, frozen=True, kw_only=True):
             words += ["--nodes", str(self.nodes)]
         if self.shorten != 1.0:
             words += ["--shorten", repr(self.shorten)]
+        if self.pace is not None:
+            words += ["--pace", self.pace]
         for kind in self.without:
             words += ["--without", kind]
         return shlex.join(words)
@@ -63,6 +67,7 @@ class SwarmReport(Struct, frozen=True):
     """What one seed came to."""
 
     seed: int
+    pace: str
     nodes: int
     digest: str
     virtual_s: float
@@ -121,6 +126,7 @@ def run_seed(settings: SwarmSettings) -> SwarmReport:
         world.close()
     return SwarmReport(
         seed=settings.seed,
+        pace=options.pace,
         nodes=options.nodes,
         digest=world.digest,
         virtual_s=world.now,

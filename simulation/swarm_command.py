@@ -12,7 +12,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from simulation.draw import KINDS, NODES_MAX, NODES_MIN
+from simulation.draw import KINDS, NODES_MAX, NODES_MIN, PACES
 
 
 class SeedRange(click.ParamType):  # type: ignore[type-arg]  # generic in the stubs only
@@ -39,6 +39,7 @@ class SwarmTotals(Struct, kw_only=True):
     seeds: int = 0
     failed: list[str] = []  # messages, each with its command
     node_hours: float = 0.0
+    node_hours_by_pace: dict[str, float] = {}
     virtual_s: float = 0.0
     wall_s: float = 0.0
     events: int = 0
@@ -102,6 +103,11 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="Let faults strike for this share of the time only.",
         ),
+        click.option(
+            "--pace",
+            type=click.Choice(PACES),
+            help="Rounds of seconds, or a daemon's own settings for hours; drawn by default.",
+        ),
     ):
         command = option(command)
     return command
@@ -122,6 +128,7 @@ def swarm(
     nodes: int | None,
     without: tuple[str, ...],
     shorten: float,
+    pace: str | None,
     jobs: int,
     minutes: float | None,
     first: bool,
@@ -135,7 +142,9 @@ def swarm(
     from simulation.swarm import SwarmReport, SwarmSettings
 
     def settings(seed: int) -> SwarmSettings:
-        return SwarmSettings(seed=seed, nodes_max=nodes_max, nodes=nodes, without=without, shorten=shorten)
+        return SwarmSettings(
+            seed=seed, nodes_max=nodes_max, nodes=nodes, without=without, shorten=shorten, pace=pace
+        )
 
     click.echo(
         f"seeds {seeds.start}:{seeds.stop}, nodes-max {nodes_max}, {jobs} jobs; "
@@ -181,6 +190,8 @@ def swarm(
 
 def _add(totals: SwarmTotals, report: Any) -> None:
     totals.node_hours += report.node_hours
+    by_pace = totals.node_hours_by_pace
+    by_pace[report.pace] = by_pace.get(report.pace, 0.0) + report.node_hours
     totals.virtual_s += report.virtual_s
     totals.events += report.events
     totals.exchanges += report.exchanges
@@ -200,7 +211,14 @@ def _told(totals: SwarmTotals) -> str:
 
     lines = [
         ("seeds", f"{totals.seeds}, {len(totals.failed)} failed"),
-        ("node-hours", f"{totals.node_hours:.1f} in {totals.wall_s:.0f} s"),
+        (
+            "node-hours",
+            f"{totals.node_hours:.1f} in {totals.wall_s:.0f} s: "
+            + ", ".join(
+                f"{hours:.1f} at the pace of {pace}"
+                for pace, hours in sorted(totals.node_hours_by_pace.items())
+            ),
+        ),
         ("events", f"{totals.events}, {totals.exchanges} exchanges, {totals.checks} checks"),
         ("whole again", f"after at most {totals.healed_s_max:.0f} virtual s"),
         ("faults", counted(totals.faults)),
@@ -216,13 +234,21 @@ def _told(totals: SwarmTotals) -> str:
 @options
 @click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Tries at most.")
 def shrink(
-    seed: int, nodes_max: int, nodes: int | None, without: tuple[str, ...], shorten: float, runs: int
+    seed: int,
+    nodes_max: int,
+    nodes: int | None,
+    without: tuple[str, ...],
+    shorten: float,
+    pace: str | None,
+    runs: int,
 ) -> None:
     """Find the smallest options with which a seed still fails: fewer kinds of faults, fewer nodes, a shorter run."""
     from simulation.shrink import smallest
     from simulation.swarm import SwarmSettings
 
-    settings = SwarmSettings(seed=seed, nodes_max=nodes_max, nodes=nodes, without=without, shorten=shorten)
+    settings = SwarmSettings(
+        seed=seed, nodes_max=nodes_max, nodes=nodes, without=without, shorten=shorten, pace=pace
+    )
     click.echo(f"shrinking {settings.command()}")
 
     def fails(one: SwarmSettings) -> str:

@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from simulation.network import Endpoint, LinkModel, LinkSettings, Partition
 
+_NEVER = (0.0, "")
+
 
 class OneWay(Struct, frozen=True):
     """What `senders` send to others is lost, from `start_s` until before `end_s`; the way back is open."""
@@ -53,11 +55,12 @@ class SwarmLinks(LinkModel):
         self._clogs = list(clogs)
         self._corruption = corruption
         self._corrupted = corrupted
-        self._muted: dict[Endpoint, float] = {}  # node -> nothing from or to it before this date
+        # node -> nothing from or to it before this date, and the kind of fault
+        self._muted: dict[Endpoint, tuple[float, str]] = {}
 
-    def mute(self, node: int, until: float) -> None:
+    def mute(self, node: int, until: float, kind: str) -> None:
         """Nothing passes from or to `node` before `until`, and nobody is told: a middlebox forgot its connections."""
-        self._muted[node] = until
+        self._muted[node] = (until, kind)
 
     def cut(self, source: Endpoint, target: Endpoint, now: float) -> bool:
         return super().cut(source, target, now) or self._blocked(source, target, now) != ""
@@ -86,8 +89,11 @@ class SwarmLinks(LinkModel):
 
     def _blocked(self, source: Endpoint, target: Endpoint, now: float) -> str:
         """The kind of fault that stands in the way now; empty: none."""
-        if self._muted and (self._muted.get(source, 0.0) > now or self._muted.get(target, 0.0) > now):
-            return "rebinding"
+        if self._muted:
+            for end in (source, target):
+                until, kind = self._muted.get(end, _NEVER)
+                if until > now:
+                    return kind
         if self._one_way and any(cut.cuts(source, target, now) for cut in self._one_way):
             return "one_way"
         return ""

@@ -8,16 +8,31 @@ import numpy as np
 
 from crypto.identity import Identity
 from crypto.signing import network_id
-from gossip.dht.ids import node_id
-from gossip.events import Event, Job, JobResult, News, PeerDown, Persist, Received, Refused, Woken
+from gossip.dht.ids import node_id, provider_key
+from gossip.events import (
+    Adopt,
+    Event,
+    Finish,
+    Job,
+    JobResult,
+    News,
+    PeerDown,
+    Persist,
+    Received,
+    Refused,
+    Respond,
+    Save,
+    Woken,
+)
 from gossip.node import Node
 from p2pnode.errors import UserError
 from simulation.clock import Clocked
-from simulation.draw import SwarmOptions
+from simulation.draw import CROWDED_KINDS, SwarmOptions
 from simulation.incidents import Incident, plan_incidents
 from simulation.network import LinkModel, LinkSettings
 from simulation.seeds import Seeds
 from simulation.swarm_network import SwarmLinks
+from simulation.sybil import Band, Sybil, identity_near
 from simulation.synthetic import SyntheticParts
 from simulation.villain import Villain
 from simulation.watch import SwarmChecker
@@ -28,6 +43,12 @@ DRIFT_MAX = 0.1
 # A laptop that slept.
 JUMP_S_MAX = 3600.0
 SLOWER = 30.0
+# While memory is short, this share of the jobs that hold a second copy of the weights is one too many.
+KILLED = 0.3
+# A supervisor starts the program again after so long, and it may be killed again: seconds of systemd's RestartSec.
+RESTART_S = (0.5, 5.0)
+# Machines of a person with many keys: public addresses, of one /24 for each band.
+SYBIL_SUBNETS = {"sybil": "45.9.8", "eclipse": "45.9.9"}
 
 
 class SwarmWorld(World):
@@ -44,6 +65,15 @@ class SwarmWorld(World):
         self._struck: dict[str, int] = {}
         self._hostile: dict[bytes, str] = {}  # hostile frames that were sent -> kind
         self._absent: dict[int, float] = {}  # host -> it belongs to the crowd that comes at this date
+        self._pressed: dict[int, None] = {}  # hosts whose memory is short
+        self._oom: dict[int, None] = {}  # hosts whose kernel is about to kill the program
+        self._advertised: dict[
+            int, str
+        ] = {}  # host -> the address that led to it before a middlebox changed it
+        self._bands: dict[str, Band] = {}
+        self._acquainted: dict[
+            int, int
+        ] = {}  # eclipsed host -> the life in which it has known somebody honest
         self._healed = False
         super().__init__(options.scenario, seeds, parts, replay=replay, check=False, tap=self._seen)
         self._train_s = [host.train_s for host in self.hosts]
@@ -109,6 +139,9 @@ class SwarmWorld(World):
         self.network = LinkModel(sound, self.seeds.random("network", "sound"))
         self.network.counts = counts
         self._absent.clear()
+        self._pressed.clear()
+        for index in list(self._advertised):
+            self._address_back(self.hosts[index])
         for host in self.hosts[self.options.nodes :]:
             if host.core is not None:
                 self._stop(host, noticed_after_s=0.0)
@@ -148,6 +181,7 @@ class SwarmWorld(World):
                     "deadlines": (len(node._deadlines._heap), 8192),
                 },
             )
+            self._judge_crowds(host, node)
             clock = self.parts.clocks[host.index]
             for peer in links._banned:
                 if peer in self_ids and links.banned(peer, clock.local(self.now)):
@@ -158,10 +192,40 @@ class SwarmWorld(World):
                         host, f"it holds a proof against the honest node {self_ids[owner].index}"
                     )
 
+    def _judge_crowds(self, host: Host, node: Node) -> None:
+        """One subnet owns neither bucket nor table, and whoever has known somebody honest goes on knowing somebody."""
+        if not self._bands:
+            return
+        table = node._directory.table
+        for subnet in SYBIL_SUBNETS.values():
+            counts = [
+                sum(entry.contact.addresses[0].startswith(subnet) for entry in bucket.entries.values())
+                for bucket in table._buckets
+            ]
+            self.checker.bounds(
+                host,
+                {
+                    f"a bucket's part of {subnet}.0/24": (max(counts, default=0), 2),
+                    f"the table's part of {subnet}.0/24": (sum(counts), 10),
+                },
+            )
+        band = self._bands.get("eclipse")
+        if band is None or band.victim is not host:
+            return
+        honest = [other for other in self.honest if other is not host]
+        known = any(other.id in table or other.id in node._membership for other in honest)
+        if known:
+            self._acquainted[host.index] = host.life
+        elif self._acquainted.get(host.index) == host.life:
+            self.checker.fail(host, "it knows nobody but those who surround it")
+
     # --- the beginning ----------------------------------------------------------------------------------
 
     def _enlist(self, index: int, act: str) -> None:
         every_s = self.options.safety_s / 40.0
+        if act in CROWDED_KINDS:
+            self._enlist_sybil(self.hosts[index], act, every_s)
+            return
 
         def make(node: Node, host: Host) -> Core:
             return Villain(
@@ -179,6 +243,36 @@ class SwarmWorld(World):
         if act == "false_address":
             victim = self.seeds.random("swarm", "victim").randrange(self.options.nodes)
             self.parts.false_addresses[index] = (self.hosts[victim].address, "10.254.0.1:1")
+
+    def _enlist_sybil(self, host: Host, act: str, every_s: float) -> None:
+        band = self._bands.get(act)
+        if band is None:
+            place = provider_key(self.parts.run_id, 0)
+            index = self.seeds.random("swarm", "eclipsed").randrange(self.options.nodes)
+            band = self._bands[act] = Band(act, place, self.hosts[index] if act == "eclipse" else None)
+        number = host.index - self.options.nodes
+        target = band.place if band.victim is None else band.victim.id
+        if band.victim is None or number % 2:
+            host.identity = identity_near(target, self.seeds.entropy("sybil", host.index))
+            host.key = host.identity.public_key
+            host.id = node_id(host.key)
+        del self._by_address[host.address]
+        host.address = f"{SYBIL_SUBNETS[act]}.{number + 1}:7400"
+        self._by_address[host.address] = host
+
+        def make(node: Node, host: Host) -> Core:
+            return Sybil(
+                node,
+                host,
+                band,
+                run=self.parts.run_info,
+                seeds=self.seeds,
+                now=self.now,
+                every_s=every_s,
+                mark=self._mark,
+            )
+
+        self.parts.hostile[host.index] = make
 
     def _mark(self, frame: bytes, kind: str) -> None:
         self._hostile[frame] = kind
@@ -250,7 +344,11 @@ class SwarmWorld(World):
                 case "key_change" | "address_change" if host.core is not None:
                     self._stop(host, noticed_after_s=0.0)
                 case "rebinding" if host.core is not None and host.links:
-                    self._rebind(host)
+                    self._rebind(host, "rebinding")
+                case "outer_address" if host.core is not None and host.links:
+                    self._change_outer_address(host)
+                case "memory_pressure":
+                    self._pressed[index] = None
                 case _:
                     pass  # it hit somebody who was away
 
@@ -263,6 +361,10 @@ class SwarmWorld(World):
                     disk.full = disk.broken = disk.tear = False
                 case "slow_compute":
                     host.train_s = self._train_s[index]
+                case "memory_pressure":
+                    self._pressed.pop(index, None)
+                case "outer_address":
+                    self._address_back(host)
                 case "key_change" if host.core is None:
                     self._change_key(host)
                 case "address_change" if host.core is None:
@@ -287,22 +389,38 @@ class SwarmWorld(World):
             if end.core is not None and end.links.pop(gone.id, None) is not None:
                 self._deliver(end, PeerDown(gone.id, reason))
 
-    def _rebind(self, host: Host) -> None:
+    def _rebind(self, host: Host, kind: str) -> None:
         """A middlebox forgets the connections of a node; both ends notice when nothing comes for long enough."""
         silence = self.scenario.faults.silence_s
         network = self.network
         if isinstance(network, SwarmLinks):
-            network.mute(host.index, self.now + silence)
+            network.mute(host.index, self.now + silence, kind)
         links = list(host.links.values())
 
         def noticed() -> None:
             for link in links:
                 other = link.b if link.a is host else link.a
                 if host.links.get(other.id) is link:
-                    self._strikes("rebinding")
+                    self._strikes(kind)
                     self._break(host, other, "timed out")
 
         self._later(silence, host, noticed)
+
+    def _change_outer_address(self, host: Host) -> None:
+        """The middlebox has another address from now on: what the node advertises leads nowhere until it is back."""
+        self._address_back(host)
+        self._advertised[host.index] = host.address
+        del self._by_address[host.address]
+        host.address = f"10.{host.index % 256}.{200 + host.life % 50}.1:7400"
+        self._by_address[host.address] = host
+        self._rebind(host, "outer_address")
+
+    def _address_back(self, host: Host) -> None:
+        """The advertised address leads to the node again; a program that started meanwhile advertises the other one,
+        which does so, too."""
+        address = self._advertised.pop(host.index, None)
+        if address is not None:
+            self._by_address.setdefault(address, host)
 
     def _change_key(self, host: Host) -> None:
         """The disk is gone with everything on it: the machine comes back as somebody new."""
@@ -342,6 +460,15 @@ class SwarmWorld(World):
             self.checker.ordered(host, job)
         return super()._compute(host, ticket, job)
 
+    def _work(self, host: Host, job: Job) -> JobResult:
+        result = super()._work(host, job)
+        # Between the deed and the word: the weights have changed or lie on the disk, and the node never hears of it.
+        pressed = host.index in self._pressed and isinstance(job, Respond | Finish | Adopt | Save)
+        if pressed and not host.doomed and self._rng.random() < KILLED:
+            self._oom[host.index] = None
+            host.doomed = True
+        return result
+
     def _known(self, host: Host) -> tuple[str, ...]:
         """Besides the one address, that of the first node, which never moves: others may be gone by the time."""
         return tuple(dict.fromkeys((*super()._known(host), self.hosts[0 if host.index else 1].address)))
@@ -358,6 +485,14 @@ class SwarmWorld(World):
 
     def _die(self, host: Host) -> None:
         disk = self.parts.disks[host.index]
+        killed = host.index in self._oom
+        self._oom.pop(host.index, None)
+        if not disk.off and killed:
+            # The kernel lives, and closes the connections; whoever supervises the program starts it again.
+            self._strikes("memory_pressure")
+            self._stop(host, noticed_after_s=0.0)
+            self._later(self._rng.uniform(*RESTART_S), host, lambda: self.boot(host))
+            return
         if not disk.off:
             super()._die(host)
             return

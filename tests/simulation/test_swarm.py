@@ -11,20 +11,34 @@ import pytest
 from click.testing import CliRunner
 
 from gossip import exchange
+from gossip.config import DhtConfig, MembershipConfig
+from gossip.dht import routing
+from gossip.dht.ids import node_id
 from gossip.learning import pair
 from simulation.checkers import ViolationError
 from simulation.cli import main
 from simulation.draw import HOSTILE_KINDS, KINDS, draw
+from simulation.seeds import Seeds
 from simulation.shrink import smallest
 from simulation.swarm import SwarmSettings, run_seed
+from simulation.swarm_world import SwarmWorld
+from simulation.sybil import identity_near
+from simulation.synthetic import SyntheticParts
 
-# Small ones: a run of them takes a few seconds, and all kinds of faults strike in it.
+# Machines that are busy with other things, too.
+pytestmark = pytest.mark.timeout(1200)
+
+# Small ones: a run of them takes half a minute of a processor, and all kinds of faults strike in it.
 SEEDS = "0:50"
 NODES_MAX = 6
 
 
-def swarm_in_a_process(seeds: str, hash_seed: str) -> subprocess.Popen[str]:
-    words = ["swarm", "--seeds", seeds, "--nodes-max", str(NODES_MAX), "--json"]
+# At the pace of a daemon's own settings; together with the above, more than a thousand hours of nodes.
+SEEDS_OF_HOURS = "50:76"
+
+
+def swarm_in_a_process(seeds: str, hash_seed: str, *more: str) -> subprocess.Popen[str]:
+    words = ["swarm", "--seeds", seeds, "--nodes-max", str(NODES_MAX), "--json", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "simulation", *words],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -38,7 +52,11 @@ def swarm_in_a_process(seeds: str, hash_seed: str) -> subprocess.Popen[str]:
 def totals() -> Any:
     """Fifty seeds, in two processes at once with different hash seeds: (first, second)."""
     runs = [swarm_in_a_process(SEEDS, hash_seed) for hash_seed in ("1", "2")]
-    answers = [run.communicate() for run in runs]
+    try:
+        answers = [run.communicate() for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
     assert [run.returncode for run in runs] == [0, 0], answers[0][1][-2000:]
     return [json.loads(out) for out, _ in answers]
 
@@ -51,9 +69,24 @@ def test_fifty_seeds_repeat_in_another_process(totals: Any) -> None:
 
 
 def test_every_kind_of_fault_struck(totals: Any) -> None:
-    assert totals[0]["unseen"] == []
+    assert totals[0]["unseen"] == [], "these kinds struck nobody"
     assert set(KINDS) <= set(totals[0]["faults"])
     assert len(KINDS) >= 20
+
+
+def test_a_thousand_hours_of_nodes(totals: Any) -> None:
+    """Most of them at the pace of real daemons, and said so."""
+    run = swarm_in_a_process(SEEDS_OF_HOURS, "3", "--pace", "hours", "--jobs", "2")
+    try:
+        out, err = run.communicate()
+    finally:
+        run.kill()
+    assert run.returncode == 0, err[-2000:]
+    more = json.loads(out)
+    assert list(more["node_hours_by_pace"]) == ["hours"]
+    assert set(totals[0]["node_hours_by_pace"]) == {"hours", "seconds"}
+    assert sum(totals[0]["node_hours_by_pace"].values()) == pytest.approx(totals[0]["node_hours"])
+    assert totals[0]["node_hours"] + more["node_hours"] >= 1000
 
 
 def test_what_villains_sent_was_refused_for_what_it_is(totals: Any) -> None:
@@ -143,6 +176,53 @@ def test_the_command_repeats_exactly_this_run() -> None:
     result = CliRunner().invoke(main, ["swarm", "--seeds", "nothing"])
     assert result.exit_code == 2
     assert "expected two numbers" in result.output
+
+
+def test_pace_of_hours_has_a_daemons_own_settings() -> None:
+    options = draw(3, pace="hours")
+    assert options.scenario.config.dht == DhtConfig()
+    assert options.scenario.config.membership == MembershipConfig()
+    # Records expire and are published again, and who is away is away for longer than that.
+    assert options.safety_s > 1.4 * options.scenario.config.dht.record_ttl_s_max
+    assert options.kinds == draw(3, pace="seconds").kinds
+    assert {draw(seed).pace for seed in range(40)} == {"hours", "seconds"}
+
+
+def test_sybils_sit_where_they_want_to_and_own_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = bytes(range(32))
+    for number in range(4):
+        identity = identity_near(target, Seeds(number).entropy("sybil"))
+        assert node_id(identity.public_key)[0] == target[0]
+    seed = next(s for s in range(200) if "sybil" in draw(s).kinds and draw(s, nodes_max=6).pace == "seconds")
+    report = run_seed(SwarmSettings(seed=seed, nodes_max=NODES_MAX))
+    assert report.faults["sybil"] > 0
+    monkeypatch.setattr(routing, "SUBNET_PER_BUCKET_MAX", 99)
+    with pytest.raises(ViolationError, match=r"a bucket's part of 45\.9\.8\.0/24 has \d entries"):
+        run_seed(SwarmSettings(seed=seed, nodes_max=NODES_MAX))
+
+
+def test_whoever_is_eclipsed_goes_on_knowing_somebody_honest() -> None:
+    """They answer all questions of the victim, which must not forget whom it knew; a victim that does is seen."""
+    seeds = [s for s in range(200) if "eclipse" in draw(s, nodes_max=NODES_MAX).kinds][:3]
+    for seed in seeds:
+        assert run_seed(SwarmSettings(seed=seed, nodes_max=NODES_MAX, pace="seconds")).faults["eclipse"] > 0
+
+    seeds_of = Seeds(seeds[0])
+    options = draw(seeds[0], nodes_max=NODES_MAX, pace="seconds")
+    world = SwarmWorld(options, seeds_of, SyntheticParts(options, seeds_of), replay="none")
+    try:
+        world.run(options.safety_s / 2)
+        world.inspect()
+        victim = world._bands["eclipse"].victim
+        assert victim is not None
+        node = world.node(victim)
+        for other in world.honest:
+            node._membership.forget(other.id)
+            node._directory.table.remove(other.id)
+        with pytest.raises(ViolationError, match="it knows nobody but those who surround it"):
+            world.inspect()
+    finally:
+        world.close()
 
 
 def test_every_villain_is_a_node_of_its_own() -> None:
