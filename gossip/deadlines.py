@@ -13,37 +13,36 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self._when: dict[Hashable, tuple[float, int]] = {}
+        self._when: dict[Hashable, tuple[float, int, Hashable]] = {}  # the entry that counts
         self._heap: list[tuple[float, int, Hashable]] = []
         # Breaks ties in the order of setting, so that equal dates fire in the same order in every process.
         self._sequence = 0
+        # The earliest date, or inf. Drivers ask after every event, so it stands ready.
+        self.next = inf
 
     def set(self, name: Hashable, when: float) -> None:
         if when == inf:
             self.clear(name)
             return
         self._sequence += 1
-        self._when[name] = (when, self._sequence)
-        heapq.heappush(self._heap, (when, self._sequence, name))
+        entry = (when, self._sequence, name)
+        moved = name in self._when
+        self._when[name] = entry
+        heapq.heappush(self._heap, entry)
+        if when < self.next:
+            self.next = when
+        elif moved:
+            self._surface()
 
     def clear(self, name: Hashable) -> None:
-        self._when.pop(name, None)
+        entry = self._when.pop(name, None)
+        if entry is not None and entry[0] == self.next:
+            self._surface()
 
     def get(self, name: Hashable) -> float:
         """The date of `name`, or inf."""
         entry = self._when.get(name)
         return entry[0] if entry else inf
-
-    @property
-    def next(self) -> float:
-        """The earliest date, or inf."""
-        heap, when = self._heap, self._when
-        while heap:
-            date, sequence, name = heap[0]
-            if when.get(name) == (date, sequence):
-                return date
-            heapq.heappop(heap)
-        return inf
 
     def due(self, now: float) -> list[Hashable]:
         """Take out and return the names whose date is not after `now`, earliest first."""
@@ -52,7 +51,19 @@ class Deadlines:
             name = heapq.heappop(self._heap)[2]
             del self._when[name]
             names.append(name)
+            self._surface()
         return names
 
     def __len__(self) -> int:
         return len(self._when)
+
+    def _surface(self) -> None:
+        """Throws away what lies above the earliest entry that counts."""
+        heap, when = self._heap, self._when
+        while heap:
+            entry = heap[0]
+            if when.get(entry[2]) is entry:
+                self.next = entry[0]
+                return
+            heapq.heappop(heap)
+        self.next = inf

@@ -43,6 +43,7 @@ class Link(Struct):
     silent: int = 0  # requests in a row that it did not answer
     budget: float = 0.0  # tokens for requests, see `Links.spend`
     budget_at: float = 0.0
+    used: int = 0  # when it was last used, counted in uses of any connection
 
 
 class _Waiting(Struct):
@@ -58,8 +59,8 @@ class Links:
     def __init__(self, *, connections_max: int, rng: random.Random) -> None:
         self._connections_max = connections_max
         self._rng = rng
-        # Least recently used first: a dict keeps the order of insertion, and use re-inserts.
         self._up: dict[NodeId, Link] = {}
+        self._uses = 0
         self._inbound = 0  # of these
         self._waiting: dict[NodeId, _Waiting] = {}
         self._failures: dict[NodeId, tuple[int, float]] = {}  # node -> (failures in a row, not before)
@@ -86,8 +87,10 @@ class Links:
         self, node: NodeId, addresses: Sequence[str], frame: bytes, now: float, out: list[Effect]
     ) -> bool:
         """Send now, or dial first. False: not possible now (no address, resting, or too much waits already)."""
-        if node in self._up:
-            self.used(node)
+        link = self._up.get(node)
+        if link is not None:
+            self._uses += 1
+            link.used = self._uses
             out.append(Send(node, frame))
             return True
         waiting = self._waiting.get(node)
@@ -103,7 +106,10 @@ class Links:
         return True
 
     def opened(self, event: PeerUp, now: float) -> None:
-        self._up[event.peer] = Link(event.key, event.address, event.inbound, now, budget_at=now)
+        self._uses += 1
+        self._up[event.peer] = Link(
+            event.key, event.address, event.inbound, now, budget_at=now, used=self._uses
+        )
         self._inbound += event.inbound
 
     def greeted(self, node: NodeId) -> None:
@@ -112,9 +118,10 @@ class Links:
         self._up[node].greeted = True
         self._failures.pop(node, None)
 
-    def used(self, node: NodeId) -> None:
+    def used(self, link: Link) -> None:
         """Something was sent or received: it is the last to be dropped as idle."""
-        self._up[node] = self._up.pop(node)
+        self._uses += 1
+        link.used = self._uses
 
     def flush(self, node: NodeId, out: list[Effect]) -> None:
         """Send what waited for `node`, which is up now."""
@@ -180,9 +187,10 @@ class Links:
         surplus = len(self._up) - self._connections_max
         if surplus > 0:
             idle = [node for node in self._up if node not in keep]
-            out.extend(Drop(node, "connection limit") for node in idle[:surplus])
-            return
-        surplus = self._inbound - inbound_kept(self._connections_max)
-        if surplus > 0:
+        else:
+            surplus = self._inbound - inbound_kept(self._connections_max)
+            if surplus <= 0:
+                return
             idle = [node for node, link in self._up.items() if link.inbound and node not in keep]
-            out.extend(Drop(node, "connection limit") for node in idle[:surplus])
+        idle.sort(key=lambda node: self._up[node].used)
+        out.extend(Drop(node, "connection limit") for node in idle[:surplus])

@@ -348,7 +348,7 @@ class Node:
         link = self._links.get(event.peer)
         if link is None:
             return  # the connection ended while the frame was under way
-        self._links.used(event.peer)
+        self._links.used(link)
         try:
             message = wire.decode(event.frame)
         except RemoteError as error:

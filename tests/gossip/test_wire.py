@@ -395,3 +395,25 @@ def test_the_protocol_page_has_the_tables_of_the_code(root: Path) -> None:
     assert page.count(begin) == page.count(end) == 1
     table = page.partition(begin)[2].partition(end)[0]
     assert table.strip() == wire.message_table().strip(), "put wire.message_table() between the markers"
+
+
+@pytest.mark.parametrize(
+    "deep", [b"\x91" * 15000 + b"\x01", b"\x81\xa1a" * 5000 + b"\x01"], ids=["array", "map"]
+)
+@pytest.mark.parametrize(
+    "tag", [b"\xa5hello", b"\xa5nodes", b"\xa7records", b"\xa5offer", b"\xa4ping", b"\xa2no"]
+)
+def test_a_frame_nested_deep_behind_its_tag_is_malformed_or_oversized(tag: bytes, deep: bytes) -> None:
+    start = b"\x82\xa1_"
+    for frame in (
+        start + deep,
+        start + tag + deep,
+        start + tag + b"\xa1n" + deep,
+        start + tag + b"\xa1z" + deep,
+        start + tag + b"\xa7records" + b"\x92\xc4\x01a" + deep,
+        start + tag + b"\xa6shards" + deep,
+        start + tag + b"\xa7payload" + deep,
+    ):
+        with pytest.raises(RemoteError) as caught:
+            wire.decode(frame)
+        assert caught.value.reason in (Reason.MALFORMED, Reason.OVERSIZED)
