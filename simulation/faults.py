@@ -10,6 +10,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from simulation.churn import Attendance, attendance
+from simulation.geography import Geography
 from simulation.network import Partition
 from simulation.scenario import Scenario
 
@@ -24,6 +26,7 @@ class Fault(StrEnum):
     CRASH = "crash"
     CHURN = "churn"
     PARTITION = "partition"
+    NAT = "nat"
 
 
 # Nobody restarts a program faster.
@@ -40,12 +43,34 @@ class Absence(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    absences: tuple[Absence, ...]  # at most one for each node
+    absences: tuple[Absence, ...]
     partitions: tuple[Partition, ...]
+    starts: dict[int, float] = {}  # nodes that are not there at the beginning -> when they come; inf: never
 
 
-def plan(scenario: Scenario, rng: random.Random) -> Plan:
-    """Draws who goes away when, and who is cut off from whom."""
+def comings_and_goings(scenario: Scenario, rng: random.Random, geography: Geography | None) -> Attendance:
+    """Draws, or reads, what [churn] says."""
+    regions = scenario.geography.regions
+
+    def longitude(node: int) -> float:
+        return regions[geography.region(node)].longitude if geography is not None else 0.0
+
+    return attendance(
+        scenario.churn,
+        scenario.nodes,
+        begin_s=scenario.start_s,
+        end_s=scenario.duration_s,
+        rng=rng,
+        longitude=longitude,
+    )
+
+
+def plan(scenario: Scenario, rng: random.Random, present: Attendance | None = None) -> Plan:
+    """Draws who goes away when, and who is cut off from whom.
+
+    Args:
+        present: Who comes and goes besides.
+    """
     faults = scenario.faults
     nodes = list(range(scenario.nodes))
     rng.shuffle(nodes)
@@ -62,4 +87,10 @@ def plan(scenario: Scenario, rng: random.Random) -> Plan:
     for cut in faults.partitions:
         apart = rng.sample(range(scenario.nodes), round(cut.share * scenario.nodes))
         partitions.append(Partition([apart], start_s=cut.start_s, end_s=cut.end_s))
-    return Plan(absences=tuple(absences), partitions=tuple(partitions))
+    starts: dict[int, float] = {}
+    if present is not None:
+        starts = present.starts
+        for span in present.spans:
+            kind = Fault.CRASH if span.killed else Fault.CHURN
+            absences.append(Absence(node=span.node, start_s=span.start_s, end_s=span.end_s, kind=kind))
+    return Plan(absences=tuple(absences), partitions=tuple(partitions), starts=starts)

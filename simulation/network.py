@@ -50,6 +50,18 @@ class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     spike_s_max: Seconds = 2.0
     # Uplink of a node; frames queue for it. 0: unlimited.
     bandwidth_bytes_s: Annotated[float, Meta(ge=0)] = 0.0
+    # Downlink of a node, the same way.
+    downlink_bytes_s: Annotated[float, Meta(ge=0)] = 0.0
+    # How much longer one way takes than half of the round trip, at most, as a share; the other way that much less.
+    # Each link draws its own.
+    asymmetry: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
+    # A CSV file of delay and loss over time, on top of the above (simulation/trace.py).
+    trace: str = ""
+
+    @property
+    def varied(self) -> bool:
+        """Whether links differ from each other, which `LinkModel` alone knows nothing of."""
+        return bool(self.downlink_bytes_s or self.asymmetry or self.trace)
 
 
 # Presets are whole settings; a scenario changes single fields of one of them.
@@ -59,6 +71,20 @@ PRESETS: dict[str, LinkSettings] = {
     "lan": LinkSettings(delay_s_mean=0.0005, delay_s_min=0.0001, bandwidth_bytes_s=125e6),
     # Homes and data centres of two continents: 160 ms there and back on average, 20 Mbit/s up.
     "wan": LinkSettings(delay_s_mean=0.08, delay_s_min=0.02, bandwidth_bytes_s=2.5e6),
+    # Telephones on 4G: 120 ms there and back, a long tail, 8 Mbit/s up and 24 down, now and then two seconds of nothing
+    # while the cell changes. A guess, in the middle of what speed tests of the 2020s report.
+    "mobile": LinkSettings(
+        delay_s_mean=0.06,
+        delay_s_min=0.025,
+        jitter_sigma=0.9,
+        loss=0.005,
+        spike=0.002,
+        bandwidth_bytes_s=1e6,
+        downlink_bytes_s=3e6,
+        asymmetry=0.3,
+    ),
+    # Nothing but what a trace file says.
+    "trace": LinkSettings(jitter="none"),
 }
 
 

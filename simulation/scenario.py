@@ -21,9 +21,15 @@ from msgspec import Meta, Struct
 
 from gossip.config import Config
 from p2pnode.values import expected
+from simulation.adversaries import AdversarySettings
+from simulation.churn import ChurnSettings
+from simulation.geography import GeographySettings
 from simulation.mistakes import ScenarioError as ScenarioError
 from simulation.mistakes import check_tree, convert, nearest, shortened, unknown, wrong
+from simulation.nat import NatSettings
 from simulation.network import PRESETS, LinkSettings, Probability, Seconds
+from simulation.sense import check_sense
+from simulation.stopping import StopSettings
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -47,8 +53,11 @@ class ComputeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     spread_sigma: Annotated[float, Meta(ge=0, le=3)] = 0.3
     # Virtual duration of encoding, answering or applying one exchange. 0: carried out at once.
     exchange_s: Seconds = 0.0
+    # Share of the machines, drawn at random, that take so many times longer than their speed says.
+    stragglers: Probability = 0.0
+    slowdown: Annotated[float, Meta(ge=1, le=1e6)] = 10.0
     # Ed25519, or a keyed hash in its place, for speed (simulation/signatures.py).
-    signatures: typing.Literal["real", "modelled"] = "real"
+    signatures: Literal["real", "modelled"] = "real"
     # Training jobs in one call of the accelerator: the call always has this many lanes, full or not, because
     # the numbers must not depend on who else trains at the time.
     lanes: Annotated[int, Meta(ge=1, le=4096)] = 64
@@ -93,8 +102,13 @@ class Scenario(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     join: Literal["first", "random"] = "first"
     task: TaskSettings = TaskSettings()
     network: LinkSettings = PRESETS["wan"]
+    geography: GeographySettings = GeographySettings()
+    nat: NatSettings = NatSettings()
     compute: ComputeSettings = ComputeSettings()
+    churn: ChurnSettings = ChurnSettings()
     faults: FaultSettings = FaultSettings()
+    adversaries: AdversarySettings = AdversarySettings()
+    stop: StopSettings = StopSettings()
     config: Config = Config()
 
 
@@ -160,7 +174,7 @@ def parse(tree: Mapping[str, Any], source: str) -> Scenario:
     check_tree(tree, Scenario, source)
     _check_plain(tree.get("task", {}).get("args", {}), source, "task.args")
     scenario: Scenario = convert(tree, Scenario, source)
-    _check_sense(scenario, source)
+    check_sense(scenario, source)
     return scenario
 
 
@@ -229,30 +243,6 @@ def _read(path: str) -> str:
         raise ScenarioError(
             f"{path}: expected text in UTF-8, found a byte at position {error.start} that is none"
         ) from error
-
-
-def _check_sense(scenario: Scenario, source: str) -> None:
-    """What no single key can say: how keys fit together."""
-    network, faults = scenario.network, scenario.faults
-    if network.delay_s_min > network.delay_s_mean:
-        raise wrong(
-            source,
-            "network.delay_s_min",
-            f"at most network.delay_s_mean ({network.delay_s_mean})",
-            network.delay_s_min,
-        )
-    stop = faults.stop_s or scenario.duration_s * 2 / 3
-    if (faults.churn or faults.crash) and not faults.start_s < stop <= scenario.duration_s:
-        raise ScenarioError(
-            f"{source}: faults.stop_s: expected a date after faults.start_s ({faults.start_s}) and not after "
-            f"duration_s ({scenario.duration_s}), found {stop:g}"
-        )
-    if faults.churn + faults.crash > 1:
-        raise wrong(source, "faults.crash", f"at most 1 - faults.churn ({1 - faults.churn:g})", faults.crash)
-    for number, cut in enumerate(faults.partitions):
-        if not cut.start_s < cut.end_s:
-            where = f"faults.partitions[{number}].end_s"
-            raise wrong(source, where, f"more than its start_s ({cut.start_s})", cut.end_s)
 
 
 def _is_plain(hint: Any) -> bool:

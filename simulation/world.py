@@ -52,13 +52,14 @@ from gossip.events import (
     Trained,
     Woken,
 )
+from simulation.adversaries import Adversaries
 from simulation.batched import Batches, TrainingJob
 from simulation.checkers import ExchangeChecker
-from simulation.faults import Absence, Fault, plan
-from simulation.network import LinkModel
+from simulation.faults import Absence, Fault, comings_and_goings, plan
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import Signatures
+from simulation.varied import VariedLinks, geography_of, links_of
 
 # A dial that nobody answers fails after so long; the daemon's own limit for connecting.
 DIAL_TIMEOUT_S = 5.0
@@ -74,11 +75,14 @@ _TRAINED = 2  # (ticket, training job)
 _JOB = 3  # (ticket, job)
 _CALL = 4  # (what to do, None)
 
-_STAMP = struct.Struct("<dIB")  # date, node, kind of event
+_STAMP = struct.Struct("<dIBI")  # date, node, kind of event, bytes of a frame
+# Pieces of what the digest covers that are hashed in one go: a few hundred events.
+_DIGESTED_TOGETHER = 1024
 _KIND: dict[type, int] = {
     kind: number
     for number, kind in enumerate((PeerUp, PeerDown, DialFailed, Received, Woken, Done, Join, Leave))
 }
+_RECEIVED = _KIND[Received]
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -204,6 +208,7 @@ class World:
         observer: Told the news of nodes, and when programs begin and end.
         signatures: Where keys come from and who checks signatures, the same that `parts` gives its cores. None: keys
             are Ed25519's, and everybody checks at once.
+        adversaries: Who is hostile, the same that `parts` makes villains of. None: nobody.
     """
 
     def __init__(
@@ -217,6 +222,7 @@ class World:
         tap: Callable[[float, Host, Event], None] | None = None,
         observer: Observer | None = None,
         signatures: Signatures | None = None,
+        adversaries: Adversaries | None = None,
     ) -> None:
         self.scenario = scenario
         self.now = 0.0
@@ -228,8 +234,13 @@ class World:
         self.refused: dict[str, int] = {}
         self.news_counts: dict[str, int] = {}
         self.seeds = seeds
-        faults = plan(scenario, seeds.random("faults", "plan"))
-        self.network = LinkModel(scenario.network, seeds.random("network"), faults.partitions)
+        geography = geography_of(scenario, seeds)
+        present = comings_and_goings(scenario, seeds.random("churn"), geography)
+        faults = plan(scenario, seeds.random("faults", "plan"), present)
+        self.network = links_of(scenario, seeds, faults.partitions, geography)
+        self._adversaries = adversaries
+        self._hostile: dict[int, str] = adversaries.acts if adversaries is not None else {}
+        self._late = faults.starts
         self._faults: dict[str, int] = {}
         self._rng = seeds.random("faults", "strike")
         self._parts = parts
@@ -238,29 +249,35 @@ class World:
         self._exchange_s = scenario.compute.exchange_s
         self._batches: Batches[Any, Any] = Batches(parts.train, lanes=scenario.compute.lanes)
         self._digest = sha256()
+        self._undigested: list[bytes] = []
         self._heap: list[Entry] = []
         self._sequence = 0
         self._checker = ExchangeChecker(parts.run_id, replay) if check else None
-        self._tap = tap
+        self._tap = adversaries.watch(tap) if adversaries is not None else tap
         self._observer = observer
         # Where work takes no time, whatever a frame causes has happened when its delivery returns.
         self._settle = self._checker is not None and self._exchange_s == 0.0
         self.hosts = self._machines()
         self._by_address = {host.address: host for host in self.hosts}
         self._schedule(faults.absences)
+        if self._checker is not None:
+            self._checker.hostile = dict.fromkeys(self.hosts[index].key for index in self._hostile)
 
     # --- what people ask ----------------------------------------------------------------------------
 
     @property
     def digest(self) -> str:
         """SHA-256 over every event so far, 64 hexadecimal digits."""
+        self._digest.update(b"".join(self._undigested))
+        self._undigested.clear()
         return self._digest.hexdigest()
 
     @property
     def faults(self) -> dict[str, int]:
         """Faults that really struck, by kind, sorted by name."""
         counts = dict(self.network.counts)
-        for kind, count in self._faults.items():
+        more = [self._faults, self._adversaries.counts] if self._adversaries is not None else [self._faults]
+        for kind, count in (entry for found in more for entry in found.items()):
             counts[kind] = counts.get(kind, 0) + count
         return dict(sorted(counts.items()))
 
@@ -272,6 +289,10 @@ class World:
     def up(self) -> list[Host]:
         """Machines whose program runs now."""
         return [host for host in self.hosts if host.core is not None]
+
+    def honest(self) -> list[Host]:
+        """Machines whose program runs now and does as it should: those that figures are about."""
+        return [host for host in self.hosts if host.core is not None and host.index not in self._hostile]
 
     def run(self, until: float) -> None:
         """Carries out everything with a date before or at `until`, which is then `now`."""
@@ -353,13 +374,16 @@ class World:
             identity = self._identity(self.seeds.entropy("identity", index))
             train_s = compute.train_s * rng.lognormvariate(0.0, compute.spread_sigma)
             hosts.append(Host(index, identity, address_of(index), train_s))
+        slow = round(compute.stragglers * len(hosts))
+        for index in self.seeds.random("stragglers").sample(range(len(hosts)), slow):
+            hosts[index].train_s *= compute.slowdown
         return hosts
 
     def _schedule(self, absences: tuple[Absence, ...]) -> None:
         rng = self.seeds.random("start")
         starts = [0.0, *sorted(rng.uniform(0.0, self.scenario.start_s) for _ in self.hosts[1:])]
         for host, start in zip(self.hosts, starts, strict=True):
-            self._at(start, host, lambda host=host: self.boot(host))  # type: ignore[misc]
+            self._at(self._late.get(host.index, start), host, lambda host=host: self.boot(host))  # type: ignore[misc]
         for absence in absences:
             host = self.hosts[absence.node]
             strike = self.leave if absence.kind is Fault.CHURN else self.crash
@@ -380,7 +404,14 @@ class World:
             return (self.hosts[1].address,)
         if self.scenario.join == "first":
             return (self.hosts[0].address,)
-        return (self.hosts[self.seeds.random("join", host.index).randrange(host.index)].address,)
+        # Who has started before, and can be dialled.
+        nat = self.network.nat if isinstance(self.network, VariedLinks) else None
+        before = [
+            other
+            for other in range(host.index)
+            if other not in self._late and (nat is None or not nat.kind(other))
+        ]
+        return (self.hosts[self.seeds.random("join", host.index).choice(before or [0])].address,)
 
     # --- events in ------------------------------------------------------------------------------------
 
@@ -415,13 +446,20 @@ class World:
         core = host.core
         assert core is not None, "events of a dead program are void"
         now = self.now
-        digest = self._digest.update
+        undigested = self._undigested
         ready: list[Event] = []
         position = 0
         while True:
             self.events += 1
-            digest(_STAMP.pack(now, host.index, _KIND[type(event)]))
-            digest(_encode(event))
+            happened = type(event)
+            if happened is Received:  # as it is: encoding it again would copy it
+                frame = event.frame  # type: ignore[union-attr]
+                undigested += (_STAMP.pack(now, host.index, _RECEIVED, len(frame)), event.peer, frame)  # type: ignore[union-attr]
+            else:
+                undigested += (_STAMP.pack(now, host.index, _KIND[happened], 0), _encode(event))
+            if len(undigested) >= _DIGESTED_TOGETHER:
+                self._digest.update(b"".join(undigested))
+                undigested.clear()
             if self._tap is not None:
                 self._tap(now, host, event)
             effects = core.handle(event, now)
@@ -504,6 +542,8 @@ class World:
     def _hear(self, host: Host, news: News) -> None:
         kind = type(news)
         name = kind.__name__
+        if host.index in self._hostile:
+            return  # villains say what they like
         self.news_counts[name] = self.news_counts.get(name, 0) + 1
         if kind is Learned:
             self.node_updates += 1
@@ -632,7 +672,8 @@ class World:
         self._push(self.now + delay, _CALL, host, call, None)
 
     def _at(self, date: float, host: Host, call: Deferred) -> None:
-        self._push(date, _CALL, host, call, None)
+        if date < inf:
+            self._push(date, _CALL, host, call, None)
 
     def _count(self, kind: Fault) -> None:
         self._faults[kind.value] = self._faults.get(kind.value, 0) + 1

@@ -213,6 +213,7 @@ def rows_of(page: str, name: str) -> dict[str, list[str]]:
 def scenario_defaults(kind: type[Struct], path: str = "") -> dict[str, str]:
     """Every key of a scenario file but those of [network] and [config], with its default as TOML."""
     from p2pnode.settings import to_toml
+    from simulation.geography import RegionSettings
     from simulation.scenario import PartitionSettings
 
     found: dict[str, str] = {}
@@ -228,8 +229,8 @@ def scenario_defaults(kind: type[Struct], path: str = "") -> dict[str, str]:
             found[name] = "–"
         else:
             found[name] = "required" if default is msgspec.NODEFAULT else f"`{to_toml(default)}`"
-        if name == "faults.partitions":
-            found |= scenario_defaults(PartitionSettings, f"{name}.")
+        if name in (lists := {"faults.partitions": PartitionSettings, "geography.regions": RegionSettings}):
+            found |= scenario_defaults(lists[name], f"{name}.")
     return found
 
 
@@ -245,13 +246,11 @@ def test_the_simulation_page_has_every_key_of_the_network() -> None:
     from simulation.network import PRESETS, LinkSettings
 
     rows = rows_of("docs/simulation.md", "network-keys")
-    assert {key: cells[:3] for key, cells in rows.items()} == {
-        f"network.{name}": [
-            f"`{to_toml(getattr(PRESETS[preset], name))}`" for preset in ("ideal", "lan", "wan")
-        ]
+    assert {key: cells[:-1] for key, cells in rows.items()} == {
+        f"network.{name}": [f"`{to_toml(getattr(PRESETS[preset], name))}`" for preset in PRESETS]
         for name in LinkSettings.__struct_fields__
     }
-    assert list(PRESETS) == ["ideal", "lan", "wan"]
+    assert list(PRESETS) == ["ideal", "lan", "wan", "mobile", "trace"]
 
 
 def test_the_simulation_page_has_every_field_of_a_report() -> None:
