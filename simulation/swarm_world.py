@@ -8,9 +8,11 @@ import numpy as np
 
 from crypto.identity import Identity
 from crypto.signing import network_id
-from gossip.dht.ids import node_id, provider_key
+from gossip.dht.ids import NodeId, node_id, provider_key
+from gossip.errors import Reason
 from gossip.events import (
     Adopt,
+    Connected,
     Event,
     Finish,
     Job,
@@ -22,6 +24,7 @@ from gossip.events import (
     Refused,
     Respond,
     Save,
+    Train,
     Woken,
 )
 from gossip.node import Node
@@ -35,14 +38,32 @@ from simulation.swarm_network import SwarmLinks
 from simulation.sybil import Band, Sybil, identity_near
 from simulation.synthetic import SyntheticParts
 from simulation.villain import Villain
-from simulation.watch import SwarmChecker
-from simulation.world import Core, Host, World
+from simulation.watch import ACCUSING, SwarmChecker
+from simulation.world import _JOB, Core, Host, World
 
 # Drift of a bad quartz is a ten-thousandth; of a virtual machine that is starved, much more.
 DRIFT_MAX = 0.1
 # A laptop that slept.
 JUMP_S_MAX = 3600.0
 SLOWER = 30.0
+# ... and there an exchange, which takes next to nothing elsewhere, takes this long, one after the other: of seconds'
+# worth of offers some have to be refused.
+SLOW_EXCHANGE_S = 0.5
+# Documented in docs/security.md, T35: so many faults end a connection. A frame that no program of ours makes does at
+# once.
+FAULTS_ENDING = 10
+# These do not count: they happen between honest nodes.
+FORGIVEN = frozenset(
+    {
+        Reason.BUSY,
+        Reason.NOT_READY,
+        Reason.UNEXPECTED,
+        Reason.OTHER_RUN,
+        Reason.RATE_LIMITED,
+        Reason.TIMEOUT,
+        Reason.REPLAYED,
+    }
+)
 # While memory is short, this share of the jobs that hold a second copy of the weights is one too many.
 KILLED = 0.3
 # A supervisor starts the program again after so long, and it may be killed again: seconds of systemd's RestartSec.
@@ -65,6 +86,9 @@ class SwarmWorld(World):
         self._struck: dict[str, int] = {}
         self._hostile: dict[bytes, str] = {}  # hostile frames that were sent -> kind
         self._absent: dict[int, float] = {}  # host -> it belongs to the crowd that comes at this date
+        self._slow: dict[int, None] = {}  # hosts that compute slowly
+        self._busy_until: dict[int, float] = {}  # when their last job ends
+        self._faulted: dict[tuple[int, NodeId], int] = {}  # (host, peer) -> faults on their connection
         self._pressed: dict[int, None] = {}  # hosts whose memory is short
         self._oom: dict[int, None] = {}  # hosts whose kernel is about to kill the program
         self._advertised: dict[
@@ -140,6 +164,7 @@ class SwarmWorld(World):
         self.network.counts = counts
         self._absent.clear()
         self._pressed.clear()
+        self._slow.clear()
         for index in list(self._advertised):
             self._address_back(self.hosts[index])
         for host in self.hosts[self.options.nodes :]:
@@ -331,6 +356,7 @@ class SwarmWorld(World):
                 case "slow_compute":
                     if host.core is not None:
                         host.train_s *= SLOWER
+                        self._slow[index] = None
                         self._strikes("slow_compute")
                 case "churn" | "mass_leave" if host.core is not None:
                     if incident.kind == "mass_leave":
@@ -361,6 +387,7 @@ class SwarmWorld(World):
                     disk.full = disk.broken = disk.tear = False
                 case "slow_compute":
                     host.train_s = self._train_s[index]
+                    self._slow.pop(index, None)
                 case "memory_pressure":
                     self._pressed.pop(index, None)
                 case "outer_address":
@@ -458,7 +485,24 @@ class SwarmWorld(World):
     def _compute(self, host: Host, ticket: int, job: Job) -> JobResult | None:
         if host.index < self.options.nodes:
             self.checker.ordered(host, job)
+        start = max(self.now, self._busy_until.get(host.index, 0.0))
+        if (host.index in self._slow or start > self.now) and not isinstance(job, Train):
+            self._busy_until[host.index] = end = start + SLOW_EXCHANGE_S
+            self._push(end, _JOB, host, (host.life, ticket), job)
+            return None
         return super()._compute(host, ticket, job)
+
+    def _drop(self, host: Host, peer: NodeId, reason: str) -> None:
+        faults = self._faulted.pop((host.index, peer), 0)
+        if (
+            host.index < self.options.nodes
+            and reason in ACCUSING
+            and reason not in (Reason.MALFORMED, Reason.OVERSIZED)
+        ):
+            self.checker.checks += 1
+            if faults < FAULTS_ENDING:
+                self.checker.fail(host, f"it ended a connection after {faults} faults ({reason})")
+        super()._drop(host, peer, reason)
 
     def _work(self, host: Host, job: Job) -> JobResult:
         result = super()._work(host, job)
@@ -482,6 +526,11 @@ class SwarmWorld(World):
         super()._hear(host, news)
         if isinstance(news, Refused):
             self.checker.accused(host, news)
+            if news.by_us and news.peer is not None and news.reason not in FORGIVEN:
+                name = (host.index, news.peer)
+                self._faulted[name] = self._faulted.get(name, 0) + 1
+        elif isinstance(news, Connected):
+            self._faulted.pop((host.index, news.peer), None)
 
     def _die(self, host: Host) -> None:
         disk = self.parts.disks[host.index]
@@ -511,4 +560,5 @@ class SwarmWorld(World):
 
     def _stop(self, host: Host, *, noticed_after_s: float) -> None:
         super()._stop(host, noticed_after_s=noticed_after_s)
+        self._busy_until.pop(host.index, None)
         self.checker.stopped(host)

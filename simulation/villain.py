@@ -172,11 +172,15 @@ class Villain:
         out.append(Send(peer, frame))
 
     def _forge(self, peer: NodeId, out: list[Effect]) -> None:
-        """An offer in our name that is not signed, one in the name of another, and a record of another."""
+        """An offer in our name that is not signed, one with another payload than it says, one in the name of another,
+        and a record of another."""
         payload = self._payload()
         header = self._header(peer, out)
         message = wire.OfferMessage(wire.encode_header(header), payload, bytes(64))
         self._hostile(peer, wire.encode(message), out)
+        # Signed by us and whole, but for a payload that the signature does not speak of.
+        bad = payload[:-1] + bytes([payload[-1] ^ 1])
+        self._hostile(peer, self._offer(self._header(peer, out), bad), out)
         other = self._rng.choice(list(self._peers.values()))
         self._hostile(peer, self._offer(msgspec.structs.replace(header, author=other), payload), out)
         record = ProviderRecord(

@@ -48,6 +48,9 @@ ACCUSING = frozenset(
         Reason.EQUIVOCATION,
     }
 )
+# Offers of others that a node works on at the same time (8), and its own exchanges, one for each shard (3 at most in
+# the swarm). What is refused has been ordered, too, so that the sum is never exceeded.
+ORDERS_MAX = 11
 _CLIP_UNIT = 1e-6
 _CLIP_NONE = 2**63 - 1
 # Rounding of float32 additions, relative to the largest weight on either side; and of the limit, as the gate has it.
@@ -218,7 +221,10 @@ class SwarmChecker:
         if isinstance(job, Respond | Finish | Adopt):
             sides = {Respond: ("offer",), Finish: ("change",), Adopt: ("state", "offer")}[type(job)]
             candidate = self._take(host, sides, hashlib.sha256(job.payload).digest())
-            self._orders.setdefault(host.key, []).append((job, candidate))
+            orders = self._orders.setdefault(host.key, [])
+            orders.append((job, candidate))
+            if len(orders) > ORDERS_MAX:
+                self._fail(host, f"it works on {len(orders)} exchanges, expected at most {ORDERS_MAX}")
 
     def worked(self, host: Host, job: Job, result: JobResult, change: FloatArray, scale: float) -> None:
         """A job of an honest node ended, and `change` is what it did to the weights."""

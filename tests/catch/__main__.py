@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,30 +24,33 @@ from tests.catch.planted import FAULTS, Planted
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("crypto", "gossip", "p2pnode", "simulation")
 SEEDS = 200
-# Small networks: most faults show in the smallest, and 200 seeds of them take a minute.
+# Small networks at the fast pace: most faults show in the smallest, and 200 seeds of them take two minutes.
 NODES_MAX = 6
+PACE = "seconds"
 TABLE = ROOT / "docs" / "catch-table.md"
 HEAD = """# Catch table
 
-Written by `make catch`: do not edit. Each line is one fault that was planted in a copy of the code, and what the
-[swarm](simulation.md#swarm) said to it, with at most {seeds} seeds of at most {nodes} honest nodes. Faults that were
-not caught show where it is blind.
+Written by `make catch` on {date} from commit {commit}: do not edit. Each line is one fault that was planted in a copy of
+the code, and what the [swarm](simulation.md#swarm) said to it, with at most {seeds} seeds of at most {nodes} honest nodes
+at the pace of {pace}. A seed counts only where it holds without the fault. Seconds are of wall time on the machine at
+hand, from the first seed on. Faults that were not caught show where the swarm is blind.
 
 {caught} of {all} caught.
 
-| planted | in | caught by | what was seen |
-|---|---|---|---|
+| planted | in | caught by | after | what was seen |
+|---|---|---|---|---|
 """
 
 
 class Outcome(NamedTuple):
     seed: int | None  # None: not caught
     seen: str
+    wall_s: float
 
 
 def failures(folder: Path, seeds: str) -> list[str]:
     """What the swarm of the packages in `folder` says, up to the first seeds that fail."""
-    words = ["swarm", "--seeds", seeds, "--nodes-max", str(NODES_MAX), "--first", "--json"]
+    words = ["swarm", "--seeds", seeds, "--nodes-max", str(NODES_MAX), "--pace", PACE, "--first", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "simulation", *words],
         cwd=folder,
@@ -61,6 +65,7 @@ def failures(folder: Path, seeds: str) -> list[str]:
 
 def search(fault: Planted, seeds: int) -> Outcome:
     """Plant a fault in a copy of the packages, and run seeds until one fails."""
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for package in PACKAGES:
             ignored = shutil.ignore_patterns("__pycache__")
@@ -71,12 +76,13 @@ def search(fault: Planted, seeds: int) -> Outcome:
         path.write_text(text.replace(fault.old, fault.new))
         failed = failures(Path(folder), f"0:{seeds}")
     if not failed:
-        return Outcome(None, "")
+        return Outcome(None, fault.why_not, time.perf_counter() - begun)
+    wall_s = time.perf_counter() - begun
     found = re.fullmatch(r"seed (\d+): (.*); replay with: .*", failed[0], re.DOTALL)
     assert found is not None, failed[0]
     seed = int(found[1])
     assert not failures(ROOT, f"{seed}:{seed + 1}"), f"seed {seed} fails without the fault: mend that first"
-    return Outcome(seed, re.sub(r"\b[0-9a-f]{8}\b", "...", found[2])[:160].replace("|", "/"))
+    return Outcome(seed, re.sub(r"\b[0-9a-f]{8}\b", "...", found[2])[:160].replace("|", "/"), wall_s)
 
 
 def main() -> None:
@@ -89,10 +95,19 @@ def main() -> None:
         for fault, outcome in zip(faults, pool.map(lambda fault: search(fault, seeds), faults), strict=True):
             caught += outcome.seed is not None
             by = "**not caught**" if outcome.seed is None else f"seed {outcome.seed}"
-            rows.append(f"| {fault.name} | `{fault.path}` | {by} | {outcome.seen} |")
+            rows.append(f"| {fault.name} | `{fault.path}` | {by} | {outcome.wall_s:.0f} s | {outcome.seen} |")
             print(rows[-1], flush=True)
     if not words:
-        head = HEAD.format(seeds=seeds, nodes=NODES_MAX, caught=caught, all=len(faults))
+        git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        head = HEAD.format(
+            date=time.strftime("%Y-%m-%d"),
+            commit=subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown",
+            seeds=seeds,
+            nodes=NODES_MAX,
+            pace=PACE,
+            caught=caught,
+            all=len(faults),
+        )
         TABLE.write_text(head + "\n".join(rows) + "\n")
 
 

@@ -8,6 +8,7 @@ class Planted(NamedTuple):
     path: str
     old: str  # occurs once in the file
     new: str
+    why_not: str = ""  # where it is known why no run can show it
 
 
 EXCHANGE = "gossip/exchange.py"
@@ -119,11 +120,18 @@ FAULTS = (
         "gossip/learning/codec.py",
         "    if not np.isfinite(scales).all():\n",
         "    if False:\n",
+        "the gate behind it refuses weights that are not finite, so that nothing else happens",
     ),
     Planted(
         "a payload is not compared with its hash",
         EXCHANGE,
         "        if hashlib.sha256(payload).digest() != digest:\n",
         "        if False:\n",
+    ),
+    Planted(
+        "one subnet may fill a bucket",
+        "gossip/dht/routing.py",
+        "            if sum(subnet in other.subnets for other in bucket.entries.values()) >= SUBNET_PER_BUCKET_MAX:\n",
+        "            if False:\n",
     ),
 )
