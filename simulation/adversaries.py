@@ -16,7 +16,6 @@ from simulation.seeds import Seeds
 
 if TYPE_CHECKING:
     from gossip.learning.task import RunInfo
-    from gossip.node import Node
     from simulation.world import Core, Host
 
 # What a villain of `simulation.villain` can do that needs nothing but its own node.
@@ -55,12 +54,18 @@ class AdversarySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Adversaries:
     """The hostile nodes of one run.
 
+    Args:
+        settings: How many, of which kinds.
+        nodes: All nodes.
+        seeds: Of the run.
+        run: What the nodes learn together.
+
     Attributes:
         acts: Index of a hostile node -> what it does; in order of the index.
         counts: Kind -> hostile frames that reached an honest node.
     """
 
-    def __init__(self, settings: AdversarySettings, nodes: int, seeds: Seeds) -> None:
+    def __init__(self, settings: AdversarySettings, nodes: int, seeds: Seeds, run: "RunInfo") -> None:
         rng = seeds.random("adversaries")
         count = min(round(settings.share * nodes), nodes - 1) if settings.kinds else 0
         chosen = rng.sample(range(1, nodes), count)
@@ -69,17 +74,20 @@ class Adversaries:
         self.counts: dict[str, int] = {}
         self._every_s = settings.every_s
         self._seeds = seeds
+        self._run = run
         self._marks: dict[bytes, str] = {}
 
-    def core(self, node: "Node", host: "Host", run: "RunInfo", now: float) -> "Core":
+    def core(self, node: "Core", host: "Host", now: float) -> "Core":
         """The node itself where it is honest, and a villain around it where it is not."""
         act = self.acts.get(host.index)
         if act is None:
             return node
+        from gossip.node import Node
         from simulation.villain import Villain
 
+        assert isinstance(node, Node), "a villain is a real node that somebody has modified"
         return Villain(
-            node, host, act, run=run, seeds=self._seeds, now=now, every_s=self._every_s, mark=self._mark
+            node, host, act, run=self._run, seeds=self._seeds, now=now, every_s=self._every_s, mark=self._mark
         )
 
     def watch(self, tap: Tap | None) -> Tap | None:

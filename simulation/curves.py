@@ -166,7 +166,7 @@ class Recorder:
 
     def look(self, world: World) -> Point:
         """Measures now, and keeps what it found."""
-        up = {host.index: host for host in world.up()}
+        up = {host.index: host for host in world.honest()}
         learners = [
             up[index].worker
             for index in self.sample

@@ -15,11 +15,13 @@ from msgspec import Struct
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import RunInfo, Task, run_info
 from gossip.node import Node
+from simulation.adversaries import Adversaries
 from simulation.checkers import consensus_distance
 from simulation.curves import Curve, ObservedLearner, Recorder, accuracies, sample_of
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import signatures_of
+from simulation.stopping import StopRule
 from simulation.world import Host, World, store_of
 
 # Somebody who watches is told so often, in seconds of this machine's time; an interrupt waits no longer than that.
@@ -48,8 +50,10 @@ class Report(Struct, frozen=True):
 
     scenario: str
     seed: int
+    stopped: bool  # by the scenario's own rule, before its time was over
     partial: bool  # it was interrupted: all figures are those of the moment, and none is comparable
     nodes: int
+    hostile: int  # of the nodes; every figure below is about the others
     signatures: str  # real or modelled
     digest: str
     virtual_s: float
@@ -191,6 +195,7 @@ def run(
     recorder = None
     if measure_every_s:
         recorder = Recorder(scenario, seeds, every_s=measure_every_s, evaluate=parts.trainer.evaluate)
+    hostile = Adversaries(scenario.adversaries, scenario.nodes, seeds, parts.run_info)
     world = World(
         scenario,
         seeds,
@@ -199,10 +204,13 @@ def run(
         check=check,
         signatures=parts.signatures,
         observer=recorder,
+        adversaries=hostile,
     )
     if recorder is not None:
         recorder.begin(world)
-    drive = _Drive(world, recorder, progress=progress, every_s=every_s, glance=glance)
+    drive = _Drive(
+        world, recorder, progress=progress, every_s=every_s, glance=glance, rule=_rule(scenario, seeds, parts)
+    )
     # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few
     # (lookups of the DHT that ended): between two stretches is soon enough, and only among the new objects.
     gc.collect()
@@ -213,14 +221,16 @@ def run(
     finally:
         gc.enable()
         world.close()
-    workers = [host.worker for host in world.up()]
+    workers = [host.worker for host in world.honest()]
     learners = [worker for worker in workers if isinstance(worker, Learner)]
     assert len(learners) == len(workers), "these are the parts that we gave"
     return Report(
         scenario=scenario.name,
         seed=seed,
-        partial=drive.stopped,
+        stopped=drive.satisfied,
+        partial=drive.stopped and not drive.satisfied,
         nodes=scenario.nodes,
+        hostile=len(hostile.acts),
         signatures=scenario.compute.signatures,
         digest=world.digest,
         virtual_s=world.now,
@@ -228,7 +238,9 @@ def run(
         events=world.events,
         exchanges=world.exchanges,
         node_updates=world.node_updates,
-        accuracy=_accuracy(scenario, seeds, parts, learners, central=central and not drive.stopped),
+        accuracy=_accuracy(
+            scenario, seeds, parts, learners, central=central and not (drive.stopped and not drive.satisfied)
+        ),
         consensus=consensus_distance([learner.weights() for learner in learners]) if learners else nan,
         settled=settled,
         messages=world.messages,
@@ -254,8 +266,11 @@ class _Drive:
         progress: Callable[[World], None] | None,
         every_s: float,
         glance: Callable[[World, Recorder | None], bool] | None,
+        rule: StopRule[Host] | None,
     ) -> None:
         self.stopped = False
+        self.satisfied = False  # stopped by the scenario's own rule
+        self._rule = rule
         self._world = world
         self._recorder = recorder
         self._progress = progress
@@ -274,8 +289,9 @@ class _Drive:
             # Products, not sums: the same dates in every run, however it was sliced.
             told_at = (self._told + 1) * self._every_s
             measured_at = (len(recorder.points) + 1) * measure_s if recorder is not None else inf
+            judged_at = self._rule.next(world.now) if self._rule is not None else inf
             begun = perf_counter()
-            world.run(min(until, told_at, measured_at, world.now + self._slice_s))
+            world.run(min(until, told_at, measured_at, judged_at, world.now + self._slice_s))
             gc.collect(0)
             spent_s = perf_counter() - begun
             wall_s += spent_s
@@ -285,6 +301,15 @@ class _Drive:
             if world.now >= min(told_at, world.scenario.duration_s) and self._progress is not None:
                 self._told += 1
                 self._progress(world)
+            if (
+                self._rule is not None
+                and world.now == judged_at < world.scenario.duration_s
+                and self._rule.holds(world.honest(), world.now)
+            ):
+                self.stopped = self.satisfied = True
+                if recorder is not None and recorder.points[-1:] and recorder.points[-1].at_s < world.now:
+                    recorder.look(world)  # the last point is that of the end here, too
+                continue
             if self._glance is not None:
                 self._slice_s *= 2.0 if spent_s < GLANCE_S / 2 else 0.5 if spent_s > GLANCE_S else 1.0
                 self.stopped = not self._glance(world, recorder)
@@ -294,6 +319,24 @@ class _Drive:
             events=world.events - events,
             node_updates=world.node_updates - node_updates,
         )
+
+
+def _rule(scenario: Scenario, seeds: Seeds, parts: RealParts) -> StopRule[Host] | None:
+    """When the scenario wants to end before its time."""
+    if not scenario.stop.asked:
+        return None
+
+    def learners(hosts: Sequence[Host]) -> list[Learner]:
+        return [host.worker for host in hosts if isinstance(host.worker, Learner)]
+
+    return StopRule(
+        scenario.stop,
+        seeds.random("stop"),
+        accuracies=lambda hosts: accuracies(
+            parts.trainer.evaluate, [one.readout() for one in learners(hosts)]
+        ),
+        consensus=lambda hosts: consensus_distance([one.weights() for one in learners(hosts)]),
+    )
 
 
 def _accuracy(
@@ -317,7 +360,9 @@ def _central(scenario: Scenario, seeds: Seeds, learners: Sequence[Learner]) -> f
     if learning.local_steps == 0:
         return nan
     # How rows are divided does not concern who has them all.
-    arguments = {key: value for key, value in scenario.task.args.items() if key not in ("part", "parts", *ARGUMENTS)}
+    arguments = {
+        key: value for key, value in scenario.task.args.items() if key not in ("part", "parts", *ARGUMENTS)
+    }
     task = load_task(scenario.task.name, arguments)
     rounds = round(fmean(learner.steps for learner in learners) / learning.local_steps)
     return train_alone(task, rounds=max(rounds, 1), learning=learning).get("accuracy", nan)

@@ -79,6 +79,10 @@ class StopRule(Generic[Subject]):
             return False
         if settings.accuracy_mean or settings.accuracy_worst:
             found = self._accuracies(sample)
-            # Written so that NaN, of a task that measures no accuracy, never stops a run.
-            return fmean(found) >= settings.accuracy_mean and min(found) >= settings.accuracy_worst
+            # None, of a task that measures no accuracy, never stop a run.
+            return (
+                bool(found)
+                and fmean(found) >= settings.accuracy_mean
+                and min(found) >= settings.accuracy_worst
+            )
         return True

@@ -208,7 +208,7 @@ class World:
         observer: Told the news of nodes, and when programs begin and end.
         signatures: Where keys come from and who checks signatures, the same that `parts` gives its cores. None: keys
             are Ed25519's, and everybody checks at once.
-        adversaries: Who is hostile, the same that `parts` makes villains of. None: nobody.
+        adversaries: Who is hostile. None: nobody.
     """
 
     def __init__(
@@ -360,6 +360,8 @@ class World:
         host.wakes = [inf]
         host.worker = self._parts.worker(host)
         host.core = self._parts.core(host, seeds=self.seeds, now=self.now)
+        if self._adversaries is not None:
+            host.core = self._adversaries.core(host.core, host, self.now)
         if self._observer is not None:
             self._observer.power(host, "up", self.now)
         self._deliver(host, Join(self._known(host)))
