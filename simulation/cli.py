@@ -17,6 +17,7 @@ from simulation.interrupt import INTERRUPTED
 from simulation.run_command import run_
 from simulation.scenario import load, shipped
 from simulation.swarm_command import shrink, swarm
+from simulation.sweep_command import sweep
 
 # What writing to a standard output can fail with: its disk is full, its device is broken, it is not open.
 _OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -61,6 +62,7 @@ def main() -> None:
 
 
 main.add_command(run_)
+main.add_command(sweep)
 main.add_command(fleet)
 main.add_command(swarm)
 main.add_command(shrink)
