@@ -7,7 +7,8 @@ node computes is the same in both: `Trainer.train_one`, `pair`, `codec` and `gat
 Layout. A node is a row. Weights are one array (2 * slots, values), read-outs another: a round reads the rows of one
 half in random order and writes the other half in order, so that partners lie together and a row moves through memory
 once. Nodes have no place of their own; each slot knows whom it holds. Chunks of `lanes` pairs bound what lies between
-(batches, gradients), which fits into a cache, or into an accelerator.
+(batches, gradients), which fits into a cache, or into an accelerator. Where there are several chunks, what is dealt to
+them are runs of some rows, or the memory's page tables would cost more than the arithmetic (`_shape`).
 
 Devices. Slots are divided among the devices of a mesh; once a round they are dealt anew over all of them (one
 all-to-all), and then everybody meets partners on the own device. Whether the devices belong to one process or to
@@ -34,7 +35,7 @@ from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
 from p2pnode.tasks.partition import ARGUMENTS
 from simulation.fleet_data import Rows, batches, divided
-from simulation.fleet_network import End, Outcome, Rules, deal, exchange, lie, shuffled
+from simulation.fleet_network import End, Outcome, Rules, deal, exchange, in_runs, lie
 from simulation.fleet_settings import FleetAccuracy, FleetReport, FleetSettings, Point
 from simulation.seeds import Seeds
 
@@ -43,6 +44,12 @@ from simulation.seeds import Seeds
 # An accelerator wants work for all its lanes.
 LANES_CPU = 512
 LANES_ACCELERATOR = 16384
+
+# Rows that are dealt together where there are several chunks: 16 logistic regressions are 40 KB, ten pages of memory.
+RUN_MAX = 16
+
+# Runs in a chunk, at least: whoever shares a run today meets the other's partner's neighbours, not each other.
+_RUNS_MIN = 32
 
 # Nodes in one step of an evaluation: 128 nodes x 360 test rows x 10 classes are 1.8 MB.
 _EVALUATED_AT_ONCE = 128
@@ -122,7 +129,7 @@ class Fleet:
         chosen = list(devices) if devices is not None else jax.devices()[:1]
         self.devices = len(chosen)
         self._mesh = Mesh(np.array(chosen), (_AXIS,))
-        self._lanes, self._chunks = _shape(settings, self.devices, chosen[0].platform)
+        self._lanes, self._chunks, self._run_rows = _shape(settings, self.devices, chosen[0].platform)
         self._slots = 2 * self._lanes * self._chunks  # of one device
         self._halves = 1 if self._chunks == 1 else 2
         args = {name: given for name, given in settings.args.items() if name not in ARGUMENTS}
@@ -310,13 +317,13 @@ class Fleet:
             draw = jax.random.uniform(keys[1], (m,))
             up = jnp.where(state.up, draw >= self.settings.churn, draw < 1 / self.settings.away_rounds)
             state = state._replace(up=up)
-        order = shuffled(keys[2], m)
+        order = in_runs(keys[2], chunks=self._chunks, lanes=self._lanes, run=self._run_rows)
         # (chunks, width): each chunk's askers of the first wave, then those of the second
         items = (
             jnp.arange(self._chunks, dtype=jnp.int32),
             jax.random.split(keys[3], self._chunks),
-            order.reshape(self._chunks, width),
-            jax.tree_util.tree_map(lambda array: array[order].reshape(self._chunks, width), state[1:]),
+            order,
+            jax.tree_util.tree_map(lambda array: array[order], state[1:]),
         )
 
         def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
@@ -354,7 +361,7 @@ class Fleet:
             `small` and counts.
         """
         settings, lanes = self.settings, self._lanes
-        k_busy, k_first, k_second = jax.random.split(key, 3)
+        k_busy, k_first, k_second, k_turn = jax.random.split(key, 4)
         n = len(self._shapes)
         x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
         node, jobs, up, met, mean = small
@@ -373,9 +380,9 @@ class Fleet:
 
         asks, asked = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
         a, b, first = self._wave(k_first, asks, asked, genesis)
-        # The second wave: the next one's partner of the first asks. The order is random, so this is as good a dealing
-        # as any other, and nobody meets the same one twice.
-        there, back = (_turned(lanes, by) for by in (1, lanes - 1))
+        # The second wave: somebody else's partner of the first asks. Nobody meets the same one twice.
+        turn = jax.random.randint(k_turn, (), min(1, lanes - 1), lanes, jnp.int32)
+        there, back = (_turned(lanes, by) for by in (turn, lanes - turn))
         b = jax.tree_util.tree_map(lambda array: _take(array, there), b._replace(before=asked.x))
         b, a, second = self._wave(k_second, b, a, genesis)
         b = jax.tree_util.tree_map(lambda array: _take(array, back), b)
@@ -610,17 +617,35 @@ def simulate(
     )
 
 
-def _shape(settings: FleetSettings, devices: int, platform: str) -> tuple[int, int]:
-    """Return (pairs in a chunk, chunks) of one device; their places may be a few more than there are nodes."""
+def _shape(settings: FleetSettings, devices: int, platform: str) -> tuple[int, int, int]:
+    """Return (pairs in a chunk, chunks, rows in a run) of one device; if need be with a few more places than nodes.
+
+    A run is what lies together in memory and is dealt as one. Rows of some KB drawn one by one from a GB cost twice
+    the whole arithmetic, because each lies in another page of memory.
+    """
     pairs = ceil(settings.nodes / (2 * devices))
     wanted = settings.lanes or (LANES_CPU if platform == "cpu" else LANES_ACCELERATOR)
     chunks = ceil(pairs / wanted)
     lanes = ceil(pairs / chunks)
-    if chunks > 1:
-        lanes = max(lanes, 2)  # the second wave needs another partner
     if devices > 1:  # every device gives each as many
         lanes = ceil(lanes / devices) * devices
-    return lanes, chunks
+    if chunks == 1:
+        return lanes, 1, 1
+    lanes = max(lanes, 2)  # the second wave needs another partner
+    if devices == 1 and not settings.lanes:
+        # Somewhat smaller chunks that leave no place empty and divide into longer runs, where there are any.
+        fitting = [some for some in range(lanes // 2, wanted + 1) if pairs % some == 0]
+        lanes = max(fitting, key=lambda some: (_run(some), some), default=lanes)
+        chunks = ceil(pairs / lanes)
+    return lanes, chunks, _run(lanes)
+
+
+def _run(lanes: int) -> int:
+    """Rows in a run: a power of two, and enough runs in a chunk that these are drawn, not their rows."""
+    run = RUN_MAX
+    while run > 1 and ((2 * lanes) % run or 2 * lanes < _RUNS_MIN * run):
+        run //= 2
+    return run
 
 
 def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
@@ -628,7 +653,7 @@ def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
     return taken
 
 
-def _turned(count: int, by: int) -> jax.Array:
+def _turned(count: int, by: jax.Array) -> jax.Array:
     """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
     return (jnp.arange(count, dtype=jnp.int32) + by) % count
 

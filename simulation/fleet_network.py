@@ -122,6 +122,24 @@ def shuffled(key: jax.Array, count: int) -> jax.Array:
     return jnp.argsort(jax.random.bits(key, (count,))).astype(jnp.int32)
 
 
+def in_runs(key: jax.Array, *, chunks: int, lanes: int, run: int) -> jax.Array:
+    """Deal places into chunks: a random order of all, shape (chunks, 2 * lanes), int32.
+
+    Runs of `run` places stay together, but not for long: each half of a chunk is turned like a ring by a random number
+    of places, which cuts runs somewhere else in every round, and gives everybody a partner that is drawn from the whole
+    other half.
+    """
+    count = chunks * 2 * lanes
+    if run == 1:
+        return shuffled(key, count).reshape(chunks, 2 * lanes)
+    k_runs, k_turns = jax.random.split(key)
+    first = shuffled(k_runs, count // run) * run
+    places = (first[:, None] + jnp.arange(run, dtype=jnp.int32)[None]).reshape(chunks, 2, lanes)
+    turns = jax.random.randint(k_turns, (chunks, 2, 1), 0, lanes, jnp.int32)
+    turned = (jnp.arange(lanes, dtype=jnp.int32)[None, None] + turns) % lanes  # (chunks, 2, lanes)
+    return jnp.take_along_axis(places, turned, axis=2).reshape(chunks, 2 * lanes)
+
+
 def deal(key: jax.Array, tree: Any, *, axis: str) -> Any:
     """Shuffle rows over all devices of a mesh axis: every device gives each device as many, drawn at random.
 

@@ -61,6 +61,21 @@ def test_a_round_is_two_perfect_matchings(nodes: int, lanes: int) -> None:
     assert factor(ready(args=FROZEN, nodes=nodes, lanes=lanes)) == pytest.approx(expected, rel=0.03)
 
 
+def test_rows_that_move_in_runs_still_meet_everybody() -> None:
+    # Four chunks to which runs of four rows are dealt. Were it always the same rows that travel together, or places
+    # that meet, later rounds would mix less than the first: only what one node knows is spread here.
+    nodes = 512
+    fleet = ready(args=FROZEN, nodes=nodes, lanes=64)
+    found = []
+    for _ in range(20):
+        x = np.zeros((nodes, fleet.values), np.float32)
+        x[0] = np.random.default_rng(0).normal(size=fleet.values)
+        fleet.place(x)
+        fleet.advance(7)
+        found.append((consensus_distance(fleet.weights()) / consensus_distance(x)) ** 2)
+    assert np.mean(found) ** (1 / 7) == pytest.approx((nodes - 4) / (4 * (nodes - 1)), rel=0.05)
+
+
 def test_loss_slows_mixing_as_the_formula_says() -> None:
     nodes, loss = 200, 0.3
     fleet = ready(args=FROZEN, nodes=nodes, loss=loss)
