@@ -210,6 +210,8 @@ def told(report: "Report") -> str:
             f"{rate(settled.node_updates, settled.wall_s):.0f} node-updates/s in the second half",
         ),
         *([("signatures", "modelled, not real")] if report.signatures != "real" else []),
+        *([("ended early", "what [stop] asks for holds")] if report.stopped else []),
+        *([("adversaries", f"{report.hostile}, of whom no figure speaks")] if report.hostile else []),
         ("digest", report.digest),
     ]
     if report.partial:
