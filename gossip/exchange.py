@@ -235,7 +235,9 @@ class Exchanges:
         if known is not None and known[0] == peer:
             out.append(Send(peer, known[1]))
             return
-        if digest in self._closed or any(incoming.hash == digest for incoming in self._incoming.values()):
+        if digest in self._closed or (
+            self._incoming and any(incoming.hash == digest for incoming in self._incoming.values())
+        ):
             return  # a repetition of the offer that we are working on, or that was withdrawn for ours
         header = wire.decode_offer_header(message.header)
         self._check_parties(key, header.author, header.to)
@@ -297,11 +299,9 @@ class Exchanges:
         header = wire.decode_reply_header(message.header)
         if header.offer in self._closed:
             return  # a second copy of the reply, because the offer was repeated; or too late, and counted as that
-        if any(
-            o.state == "finishing" and (o.hash, o.peer) == (header.offer, peer)
-            for o in self._outgoing.values()
-        ):
-            return  # likewise, while the first copy is being applied
+        for open_ in self._outgoing.values():
+            if open_.state == "finishing" and open_.hash == header.offer and open_.peer == peer:
+                return  # likewise, while the first copy is being applied
         shard, outgoing = self._question(peer, header)
         self._check_parties(key, header.author, header.to)
         self._check_signature(key, Purpose.REPLY, message.header, message.signature)

@@ -18,6 +18,9 @@ import random
 from gossip.dht.ids import NodeId
 from gossip.dht.routing import Contact
 
+# Ids that are remembered as too large for the pool, so that each is hashed once: the same come again with every lookup.
+REJECTED_MAX = 4096
+
 
 class Membership:
     """The pool of known holders and draws from it.
@@ -39,6 +42,8 @@ class Membership:
         # Only needed once the pool is full: hashes of the members, and whose is the largest (None: not known).
         self._hashes: dict[NodeId, bytes] = {}
         self._last: NodeId | None = None
+        # Who was not let in under this key, in front of a pool that has only become harder to enter since.
+        self._rejected: dict[NodeId, None] = {}
 
     def __len__(self) -> int:
         return len(self._contacts)
@@ -55,7 +60,7 @@ class Membership:
     def observe(self, contact: Contact, shard: int) -> None:
         """Somebody says that `contact` holds `shard`: the lookup that found it, or the peer itself."""
         node = contact.node
-        if node == self._own:
+        if node == self._own or node in self._rejected:
             return
         if node not in self._contacts:
             if not self._admit(node):
@@ -71,6 +76,10 @@ class Membership:
 
     def forget(self, node: NodeId) -> None:
         """It does not answer any more. A later lookup may bring it back."""
+        self._rejected.clear()
+        self._remove(node)
+
+    def _remove(self, node: NodeId) -> None:
         if self._contacts.pop(node, None) is None:
             return
         self._hashes.pop(node, None)
@@ -96,6 +105,7 @@ class Membership:
         """Use another secret from now on; present members stay until somebody with a smaller hash is seen."""
         self._key = key
         self._hashes.clear()
+        self._rejected.clear()
         self._last = None
 
     def _admit(self, node: NodeId) -> bool:
@@ -107,8 +117,11 @@ class Membership:
                     self._hashes[member] = self._hash(member)
             self._last = max(self._hashes, key=self._hashes.__getitem__)
         if self._hash(node) >= self._hashes[self._last]:
+            self._rejected[node] = None
+            if len(self._rejected) > REJECTED_MAX:
+                self._rejected.clear()
             return False
-        self.forget(self._last)
+        self._remove(self._last)
         return True
 
     def _hash(self, node: NodeId) -> bytes:

@@ -101,7 +101,9 @@ class Lookup:
         """Whom to ask now; each is then in flight until reported. Empty: wait, or `done`."""
         asked = []
         for path in self._paths:
-            busy = sum(now < slow for slow in path.in_flight.values())
+            busy = 0
+            for slow in path.in_flight.values():
+                busy += now < slow
             for _, candidate in path.near[: self._k]:
                 if busy >= self._alpha or path.queries >= QUERIES_PER_K * self._k:
                     break

@@ -263,6 +263,9 @@ class RecordStore:
         # Inner dicts in order of the last arrival: the first is the oldest.
         self._places: dict[Key, dict[NodeId, _Kept]] = {}
         self._by_distance: list[tuple[int, Key]] = []  # every place, nearest first
+        # Of places, until they change: what is kept there as a list, and whose hash is the largest.
+        self._lists: dict[Key, list[_Kept]] = {}
+        self._last: dict[Key, NodeId] = {}
         self._per_owner: dict[NodeId, int] = {}
         self._count = 0
         self._earliest = inf  # no record expires before
@@ -317,7 +320,11 @@ class RecordStore:
 
     def get(self, place: Key, now: float, *, limit: int, rng: random.Random) -> list[bytes]:
         """A uniformly random sample of the live records of `place`, at most `limit`, as received."""
-        kept = list(self._places.get(place, {}).values())
+        kept = self._lists.get(place)
+        if kept is None:
+            kept = list(self._places.get(place, {}).values())
+            if kept:
+                self._lists[place] = kept
         # Usually nothing here has expired yet, and only the sample is looked at.
         if self._earliest <= now:
             kept = [one for one in kept if one.expires > now]
@@ -350,7 +357,8 @@ class RecordStore:
         rank = hashlib.blake2b(owner, key=self._secret, digest_size=8).digest()
         owners = self._places.get(place, {})
         if len(owners) >= self._per_place_max:
-            last = max(owners, key=lambda other: owners[other].rank)
+            last = self._last.get(place) or max(owners, key=lambda other: owners[other].rank)
+            self._last[place] = last
             if owners[last].expires > now and rank >= owners[last].rank:
                 raise RemoteError(
                     Reason.RATE_LIMITED, f"{self._per_place_max} providers of one place are kept"
@@ -367,8 +375,13 @@ class RecordStore:
             self._places[place] = {}
             bisect.insort(self._by_distance, (distance(place, self._own), place))
         self._places[place][owner] = _Kept(opened, self._expiry(opened.record, now), rank)
+        self._changed(place)
         self._per_owner[owner] = self._per_owner.get(owner, 0) + 1
         self._count += 1
+
+    def _changed(self, place: Key) -> None:
+        self._lists.pop(place, None)
+        self._last.pop(place, None)
 
     def _expiry(self, record: ProviderRecord, now: float) -> float:
         expires = now + min(record.ttl_s, self._ttl_s_max)
@@ -378,6 +391,7 @@ class RecordStore:
     def _remove(self, place: Key, owner: NodeId) -> None:
         owners = self._places[place]
         del owners[owner]
+        self._changed(place)
         if not owners:
             del self._places[place]
             del self._by_distance[bisect.bisect_left(self._by_distance, (distance(place, self._own), place))]

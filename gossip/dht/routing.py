@@ -40,6 +40,8 @@ PROBE_AFTER_S = 60.0
 FAILURES_MAX = 2
 # Without a newcomer, a failing member stays so long after its last sign of life: it may be restarting.
 FORGET_AFTER_S = 900.0
+# Answers kept until the table changes. A few places, and a lookup or two of others.
+NEAREST_MAX = 16
 
 Subnet: TypeAlias = tuple[int, int]  # (IP version, leading bits as a number)
 
@@ -119,6 +121,8 @@ class RoutingTable:
         self._buckets: list[_Bucket] = []  # by number of shared bits; grown to the deepest in use
         self._subnets: dict[Subnet, int] = {}  # members (not replacements) in each
         self._count = 0
+        # Answers of `closest` since the table last changed: many ask for the nodes around one place.
+        self._nearest: dict[tuple[bytes, int, bool], list[Contact]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -194,6 +198,8 @@ class RoutingTable:
         for entries in (bucket.entries, bucket.replacements):
             entry = entries.pop(number, None)
             if entry is not None:
+                if not entry.live:
+                    self._nearest.clear()
                 entry.seen, entry.failures, entry.live = now, 0, True
                 entries[number] = entry
 
@@ -209,6 +215,7 @@ class RoutingTable:
             return
         entry.failures += 1
         entry.live = False
+        self._nearest.clear()
         if entry.failures < FAILURES_MAX:
             return
         if bucket.replacements or now - entry.seen >= FORGET_AFTER_S:
@@ -234,6 +241,10 @@ class RoutingTable:
             count: At most.
             live: Only those that have answered and not failed since: what may be recommended to others.
         """
+        asked = (target, count, live)
+        known = self._nearest.get(asked)
+        if known is not None:
+            return known.copy()
         number = int.from_bytes(target, "big")
         found: list[Contact] = []
         for group in self._groups(number):
@@ -246,6 +257,9 @@ class RoutingTable:
             found.extend(near[distance] for distance in sorted(near))
             if len(found) >= count:
                 break
+        if len(self._nearest) >= NEAREST_MAX:
+            self._nearest.clear()
+        self._nearest[asked] = found[:count]
         return found[:count]
 
     def looked(self, target: bytes, now: float) -> None:
@@ -308,6 +322,7 @@ class RoutingTable:
         if contact == entry.contact:
             return
         contact = _newer(entry.contact, contact)
+        self._nearest.clear()
         subnets = self._limited_subnets(contact)
         if subnets == entry.subnets:
             entry.contact = contact
@@ -323,12 +338,14 @@ class RoutingTable:
 
     def _insert(self, bucket: _Bucket, number: int, entry: _Entry) -> None:
         bucket.entries[number] = entry
+        self._nearest.clear()
         self._count += 1
         for subnet in entry.subnets:
             self._subnets[subnet] = self._subnets.get(subnet, 0) + 1
 
     def _remove(self, bucket: _Bucket, number: int) -> None:
         entry = bucket.entries.pop(number)
+        self._nearest.clear()
         self._count -= 1
         for subnet in entry.subnets:
             self._subnets[subnet] -= 1
