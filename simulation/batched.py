@@ -18,6 +18,16 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 
+class _Call(Generic[Output]):
+    """One call under way, or done."""
+
+    __slots__ = ("future", "outputs")
+
+    def __init__(self, future: Future[list[Output]]) -> None:
+        self.future = future
+        self.outputs: list[Output] | None = None  # of the future, once somebody has waited for it
+
+
 class TrainingJob(Generic[Input, Output]):
     """One submitted job; owned by the `Batches` that returned it."""
 
@@ -25,7 +35,7 @@ class TrainingJob(Generic[Input, Output]):
 
     def __init__(self, given: Input) -> None:
         self.input: Input | None = given
-        self.call: Future[list[Output]] | None = None  # set when it was handed to the worker
+        self.call: _Call[Output] | None = None  # set when it was handed to the worker
         self.lane = 0
 
 
@@ -58,7 +68,10 @@ class Batches(Generic[Input, Output]):
         if job.call is None:
             self._start()
         assert job.call is not None, "a job that waits is started with all others that wait"
-        return job.call.result()[job.lane]
+        call = job.call
+        if call.outputs is None:
+            call.outputs = call.future.result()
+        return call.outputs[job.lane]
 
     def close(self) -> None:
         """Ends the worker thread; jobs that wait are forgotten."""
@@ -72,7 +85,7 @@ class Batches(Generic[Input, Output]):
             assert job.input is not None, "a job runs once"
             inputs.append(job.input)
             job.input, job.lane = None, lane
-        call = self._worker.submit(self._run, inputs)
+        call = _Call(self._worker.submit(self._run, inputs))
         for job in jobs:
             job.call = call
         self.calls += 1
