@@ -76,8 +76,8 @@ _JOB = 3  # (ticket, job)
 _CALL = 4  # (what to do, None)
 
 _STAMP = struct.Struct("<dIBI")  # date, node, kind of event, bytes of a frame
-# Pieces of what the digest covers that are hashed in one go: a few hundred events.
-_DIGESTED_TOGETHER = 1024
+# Pieces of what the digest covers that are hashed in one go: some hundred events.
+_DIGESTED_TOGETHER = 256
 _KIND: dict[type, int] = {
     kind: number
     for number, kind in enumerate((PeerUp, PeerDown, DialFailed, Received, Woken, Done, Join, Leave))
