@@ -12,6 +12,7 @@ from typing import Any
 import click
 import msgspec
 
+from simulation.compare_command import compare_
 from simulation.fleet_command import fleet
 from simulation.interrupt import INTERRUPTED
 from simulation.run_command import run_
@@ -63,6 +64,7 @@ def main() -> None:
 
 main.add_command(run_)
 main.add_command(sweep)
+main.add_command(compare_)
 main.add_command(fleet)
 main.add_command(swarm)
 main.add_command(shrink)
