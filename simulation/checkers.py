@@ -57,6 +57,19 @@ _offer = msgspec.msgpack.Decoder(_OfferFields)
 _reply = msgspec.msgpack.Decoder(_ReplyFields)
 
 
+def _readable(frame: bytes) -> bool:
+    """Whether what begins like a part of an exchange is one; junk of a villain may not be."""
+    start = frame[:START_BYTES]
+    if start not in (OFFER_START, REPLY_START):
+        return True
+    try:
+        header = _signed.decode(frame).header
+        (_offer if start == OFFER_START else _reply).decode(header)
+    except (msgspec.MsgspecError, ValueError):
+        return False
+    return True
+
+
 class ExchangeChecker:
     """Each applied half of an exchange is matched with one genuine frame that arrived, and with only one.
 
@@ -87,6 +100,8 @@ class ExchangeChecker:
     def sent(self, key: PublicKey, frame: bytes, now: float) -> None:
         """The owner of `key` put `frame` on the network."""
         start = frame[:START_BYTES]
+        if key in self.hostile and not _readable(frame):
+            return
         if start == OFFER_START:
             signed = _signed.decode(frame)
             fields: _OfferFields | _ReplyFields = _offer.decode(signed.header)
@@ -110,6 +125,8 @@ class ExchangeChecker:
     ) -> None:
         """`frame` reached `target` over its connection with `source`."""
         start = frame[:START_BYTES]
+        if source_key in self.hostile and not _readable(frame):
+            return
         if start == OFFER_START:
             signed = _signed.decode(frame)
             offer = _offer.decode(signed.header)
