@@ -78,6 +78,10 @@ NEWCOMERS_ASKED = 5
 # First pause between attempts to enter the network, doubled up to the second. Guesses.
 BOOTSTRAP_S = 1.0
 BOOTSTRAP_S_MAX = 60.0
+# Whoever was alone and is let in again looks around at once, but not more often than this. Lookups open connections, and
+# where few are allowed, connections close others; those who lost their last one by that would look around, too, for
+# ever: 20 nodes with 6 connections each got to 900 events a second so. A guess, above the pauses of the first walks.
+ENTER_S = 10.0
 # A partner is forgotten after so many failed dials in a row; a later lookup may find it again.
 FORGET_FAILURES = 2
 # A peer that says falsely that a number of ours was used makes us leave out numbers, but not more often than this.
@@ -183,6 +187,7 @@ class Node:
         self._same_run: dict[NodeId, bool] = {}
         self._state = "starting"
         self._entered = False  # somebody let us into the network since we were last alone
+        self._entered_at = -inf  # when we last looked around because of that
         self._skipped_at = -inf
         self._joined = all(age > 0 for age in self._exchanges.ages)
         self._newcomers: dict[NodeId, None] = {}
@@ -458,6 +463,9 @@ class Node:
         self._entered = True
         self._bootstrap_pause_s = BOOTSTRAP_S
         self._change_state(self._working_state(), out)
+        if now < self._entered_at + ENTER_S:
+            return  # the next walk looks around
+        self._entered_at = now
         self._directory.look_up(self.id, "join", now, out)
         self._walk(now, out)
 

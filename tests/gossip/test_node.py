@@ -6,7 +6,7 @@ import numpy as np
 
 from gossip import wire
 from gossip.config import Config
-from gossip.events import DialFailed, Exchanged, Join, Leave, StateChanged
+from gossip.events import Connected, DialFailed, Exchanged, Join, Leave, Looked, StateChanged
 
 
 def slow_rounds(config: Config) -> Config:
@@ -335,3 +335,18 @@ def test_node_with_a_model_but_no_numbers_skips_those_it_may_have_used(net, quie
     net.exchange(a, b)
 
     assert b.refused() == {}
+
+
+def test_node_that_loses_its_last_connection_again_and_again_does_not_look_around_each_time(net):
+    """Where connections are few they close one another, and looking around opens more."""
+    a, b = net.add(), net.add()
+    net.run(15.0)
+    b.news.clear()
+
+    for _ in range(20):
+        net.cut(a, b, "connection limit")
+        net.connect(a, b)
+        net.run(0.5)
+
+    assert len([news for news in b.news if isinstance(news, Connected)]) >= 20
+    assert len([news for news in b.news if isinstance(news, Looked) and news.purpose == "join"]) <= 2
