@@ -380,8 +380,11 @@ class Fleet:
 
         asks, asked = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
         a, b, first = self._wave(k_first, asks, asked, genesis)
-        # The second wave: somebody else's partner of the first asks. Nobody meets the same one twice.
-        turn = jax.random.randint(k_turn, (), min(1, lanes - 1), lanes, jnp.int32)
+        # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows come
+        # one by one the next one's is as good as any other; in runs, neighbours know the same.
+        turn: int | jax.Array = 1
+        if self._run_rows > 1:
+            turn = jax.random.randint(k_turn, (), 1, lanes, jnp.int32)
         there, back = (_turned(lanes, by) for by in (turn, lanes - turn))
         b = jax.tree_util.tree_map(lambda array: _take(array, there), b._replace(before=asked.x))
         b, a, second = self._wave(k_second, b, a, genesis)
@@ -653,7 +656,7 @@ def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
     return taken
 
 
-def _turned(count: int, by: jax.Array) -> jax.Array:
+def _turned(count: int, by: int | jax.Array) -> jax.Array:
     """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
     return (jnp.arange(count, dtype=jnp.int32) + by) % count
 
