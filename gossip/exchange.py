@@ -153,7 +153,8 @@ class Exchanges:
         self._outgoing: dict[int, _Outgoing] = {}
         self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
         self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
-        self._replies: dict[bytes, tuple[NodeId, bytes]] = {}  # hash of an offer's header -> frame sent
+        # Hash of an offer's header -> to whom, frame, date: oldest first.
+        self._replies: dict[bytes, tuple[NodeId, bytes, float]] = {}
         self._replies_to: dict[NodeId, dict[bytes, None]] = {}  # the same offers, oldest first, by peer
         self._replies_bytes = 0
         self._moves: dict[NodeId, int] = {}  # offers worked on since our last round began, by peer
@@ -192,7 +193,7 @@ class Exchanges:
         """A job ended; False if it was not one of ours."""
         incoming = self._incoming.pop(ticket, None)
         if incoming is not None:
-            self._incoming_done(incoming, result, out)
+            self._incoming_done(incoming, result, now, out)
             return True
         shard = self._jobs.pop(ticket, None)
         if shard is None:
@@ -278,7 +279,13 @@ class Exchanges:
         out.append(Compute(ticket, job))
 
     def refuse(
-        self, peer: NodeId, key: PublicKey, message: OfferMessage, error: RemoteError, out: list[Effect]
+        self,
+        peer: NodeId,
+        key: PublicKey,
+        message: OfferMessage,
+        error: RemoteError,
+        now: float,
+        out: list[Effect],
     ) -> None:
         """Tell the initiator, signed, why its offer was refused."""
         self._reply(
@@ -287,6 +294,7 @@ class Exchanges:
             hashlib.sha256(message.header).digest(),
             shard=0,
             verdict="refused",
+            now=now,
             out=out,
             reason=error.reason,
             detail=error.detail,
@@ -443,7 +451,7 @@ class Exchanges:
         else:
             self._end(shard, Reason.TIMEOUT)
 
-    def _incoming_done(self, incoming: _Incoming, result: JobResult, out: list[Effect]) -> None:
+    def _incoming_done(self, incoming: _Incoming, result: JobResult, now: float, out: list[Effect]) -> None:
         shard, peer, key, digest = incoming.shard, incoming.peer, incoming.key, incoming.hash
         match result:
             case Responded():
@@ -454,6 +462,7 @@ class Exchanges:
                     digest,
                     shard=shard,
                     verdict="change",
+                    now=now,
                     out=out,
                     codec=incoming.codec,
                     payload=result.payload,
@@ -466,6 +475,7 @@ class Exchanges:
                     digest,
                     shard=shard,
                     verdict="state",
+                    now=now,
                     out=out,
                     codec=STATE_CODEC,
                     payload=result.payload,
@@ -473,7 +483,7 @@ class Exchanges:
             case Adopted():
                 self.ages[shard] = min(incoming.age, AGE_MAX)
                 out.append(Emit(Exchanged(peer, shard, "adopter", result.distance, nan)))
-                self._reply(peer, key, digest, shard=shard, verdict="adopted", out=out)
+                self._reply(peer, key, digest, shard=shard, verdict="adopted", now=now, out=out)
             case JobRefused():
                 self._refused(peer, result.reason, result.detail, True, out)
                 self._reply(
@@ -482,6 +492,7 @@ class Exchanges:
                     digest,
                     shard=shard,
                     verdict="refused",
+                    now=now,
                     out=out,
                     reason=result.reason,
                     detail=result.detail,
@@ -497,6 +508,7 @@ class Exchanges:
         *,
         shard: int,
         verdict: str,
+        now: float,
         out: list[Effect],
         codec: str = "",
         payload: bytes = b"",
@@ -525,13 +537,18 @@ class Exchanges:
         theirs = self._replies_to.get(peer)
         if theirs and len(theirs) * REPLIES_SHARE >= self._config.reply_cache_max:
             self._forget_reply(next(iter(theirs)))
-        self._replies[offer] = (peer, frame)
+        self._replies[offer] = (peer, frame, now)
         self._replies_to.setdefault(peer, {})[offer] = None
         self._replies_bytes += len(frame)
-        while len(self._replies) > self._config.reply_cache_max or (
-            self._replies_bytes > REPLIES_BYTES_MAX and len(self._replies) > 1
-        ):
-            self._forget_reply(next(iter(self._replies)))
+        while len(self._replies) > 1:
+            oldest, (_, _, date) = next(iter(self._replies.items()))
+            if (
+                len(self._replies) <= self._config.reply_cache_max
+                and self._replies_bytes <= REPLIES_BYTES_MAX
+                and now - date <= self._config.timeout_s  # who asks again does so within a third of this
+            ):
+                break
+            self._forget_reply(oldest)
         out.append(Send(peer, frame))
 
     def _forget_reply(self, offer: bytes) -> None:

@@ -38,7 +38,7 @@ class Membership:
         self._contacts: dict[NodeId, Contact] = {}
         # shard -> holders, as list and position, so that a draw and a removal take constant time.
         self._holders: dict[int, list[NodeId]] = {}
-        self._positions: dict[tuple[int, NodeId], int] = {}
+        self._positions: dict[int, dict[NodeId, int]] = {}
         # Only needed once the pool is full: hashes of the members, and whose is the largest (None: not known).
         self._hashes: dict[NodeId, bytes] = {}
         self._last: NodeId | None = None
@@ -69,9 +69,10 @@ class Membership:
             self._last = None
         elif contact.record:
             self._contacts[node] = contact
-        if (shard, node) not in self._positions:
-            holders = self._holders.setdefault(shard, [])
-            self._positions[shard, node] = len(holders)
+        holders = self._holders.setdefault(shard, [])
+        positions = self._positions.setdefault(shard, {})
+        if node not in positions:
+            positions[node] = len(holders)
             holders.append(node)
 
     def forget(self, node: NodeId) -> None:
@@ -85,13 +86,13 @@ class Membership:
         self._hashes.pop(node, None)
         self._last = None
         for shard, holders in self._holders.items():
-            position = self._positions.pop((shard, node), None)
+            position = self._positions[shard].pop(node, None)
             if position is None:
                 continue
             last = holders.pop()
             if last != node:
                 holders[position] = last
-                self._positions[shard, last] = position
+                self._positions[shard][last] = position
 
     def partner(self, shard: int, rng: random.Random) -> Contact | None:
         """A uniformly random known holder of `shard`, or None."""

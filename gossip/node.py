@@ -21,6 +21,7 @@ from crypto.identity import PublicKey, Signer, Verify, verify
 from crypto.signing import network_id
 from gossip import memory, wire
 from gossip.config import Config
+from gossip.counters import Counters
 from gossip.deadlines import Deadlines
 from gossip.dht.directory import Directory, Request
 from gossip.dht.ids import Key, NodeId, node_id, provider_key
@@ -37,7 +38,6 @@ from gossip.events import (
     Effect,
     Emit,
     Event,
-    Exchanged,
     Join,
     Learned,
     Leave,
@@ -199,12 +199,7 @@ class Node:
         self._train_ticket = 0
         self._save_ticket = 0
         self._loss = nan
-        self._exchanged = 0
-        self._initiated = 0
-        self._with: dict[NodeId, int] = {}
-        self._refused: dict[str, int] = {}
-        self._refused_by_peers: dict[str, int] = {}
-        self._lost_frames = 0
+        self._counters = Counters()
         learning = config.learning
         self._deadlines.set(("bootstrap",), now)
         self._deadlines.set(("refresh",), now + config.dht.refresh_interval_s * rng.uniform(0.8, 1.2))
@@ -251,7 +246,8 @@ class Node:
             ended, self._exchanges.ended = self._exchanges.ended, []
             for end in ended:
                 self._exchange_ended(end, now, out)
-        self._count(out)
+        if out:
+            self._counters.hear(out, self._links)
         return out
 
     def snapshot(self, now: float) -> Snapshot:
@@ -265,10 +261,10 @@ class Node:
             ages=list(self._exchanges.ages),
             round=self._round,
             loss=self._loss,
-            exchanges=self._exchanged,
-            initiated=self._initiated,
-            refused=dict(self._refused),
-            refused_by_peers=dict(self._refused_by_peers),
+            exchanges=self._counters.exchanged,
+            initiated=self._counters.initiated,
+            refused=dict(self._counters.refused),
+            refused_by_peers=dict(self._counters.refused_by_peers),
             peers=[
                 PeerView(
                     node,
@@ -276,7 +272,7 @@ class Node:
                     link.inbound,
                     now - link.since,
                     self._same_run.get(node, False),
-                    self._with.get(node, 0),
+                    self._counters.exchanged_with.get(node, 0),
                     link.faults,
                 )
                 for node, link in self._links.items()
@@ -285,7 +281,7 @@ class Node:
             contacts=len(self._directory.table),
             records=len(self._directory.records),
             lookups=self._directory.lookups,
-            lost_frames=self._lost_frames,
+            lost_frames=self._counters.lost_frames,
         )
 
     # --- connections --------------------------------------------------------------------------------
@@ -308,7 +304,7 @@ class Node:
             return
         self._deadlines.clear(("hello", event.peer))
         self._same_run.pop(event.peer, None)
-        self._with.pop(event.peer, None)
+        self._counters.exchanged_with.pop(event.peer, None)
         out.append(Emit(Disconnected(event.peer, event.reason)))
         self._directory.lost(event.peer, now, out)
         self._exchanges.lost(event.peer, now, out)
@@ -328,7 +324,7 @@ class Node:
     def _send_frame(self, peer: NodeId, frame: bytes, now: float, out: list[Effect]) -> bool:
         contact = self._membership.contact(peer)
         sent = self._links.send(peer, contact.addresses if contact else (), frame, now, out)
-        self._lost_frames += not sent
+        self._counters.lost_frames += not sent
         return sent
 
     def _send_request(self, contact: Contact, message: Request, now: float, out: list[Effect]) -> bool:
@@ -364,7 +360,7 @@ class Node:
         except RemoteError as error:
             self._fault(event.peer, error, now, out)
             if isinstance(message, wire.OfferMessage) and error.reason is not Reason.RATE_LIMITED:
-                self._exchanges.refuse(event.peer, link.key, message, error, out)
+                self._exchanges.refuse(event.peer, link.key, message, error, now, out)
             elif isinstance(message, wire.PutRecord):
                 out.append(Send(event.peer, wire.encode(wire.Stored(message.n, error.reason))))
 
@@ -441,20 +437,6 @@ class Node:
             if (contact := self._membership.contact(peer)) is not None:
                 self._remembered = [a for a in self._remembered if a not in contact.addresses]
                 self._membership.forget(peer)
-
-    def _count(self, out: list[Effect]) -> None:
-        """The counters of the snapshot are fed by the news, so that both tell the same."""
-        for effect in out:
-            if type(effect) is not Emit:
-                continue
-            news = effect.news
-            if type(news) is Exchanged:
-                self._exchanged += 1
-                if news.peer in self._links:
-                    self._with[news.peer] = self._with.get(news.peer, 0) + 1
-            elif type(news) is Refused:
-                counters = self._refused if news.by_us else self._refused_by_peers
-                counters[news.reason] = counters.get(news.reason, 0) + 1
 
     # --- entering the network -----------------------------------------------------------------------
 
@@ -602,7 +584,7 @@ class Node:
         if end.reason is None:
             self._turn.remove(end.shard)
             self._turn.append(end.shard)
-            self._initiated += 1
+            self._counters.initiated += 1
         if end.reason is Reason.REPLAYED and now >= self._skipped_at + SKIP_S:
             # Our disk is older than what we signed: restored from a backup, perhaps. It must not happen again.
             self._skipped_at = now

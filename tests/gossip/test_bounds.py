@@ -29,14 +29,14 @@ def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: py
     a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
     net.run(5.0)
     net.exchange(a, b)
-    [(_, reply)] = b.node._exchanges._replies.values()
+    [(_, reply, _)] = b.node._exchanges._replies.values()
     monkeypatch.setattr(exchange, "REPLIES_BYTES_MAX", 3 * len(reply))
     monkeypatch.setattr(exchange, "REPLIES_SHARE", 1)
 
     for _ in range(6):
         net.exchange(a, b)
 
-    kept = [len(frame) for _, frame in b.node._exchanges._replies.values()]
+    kept = [len(frame) for _, frame, _ in b.node._exchanges._replies.values()]
     assert len(kept) in (2, 3)
     assert sum(kept) == b.node._exchanges._replies_bytes <= 3 * len(reply)
 

@@ -222,7 +222,7 @@ def test_bad_signatures_end_the_connection_after_a_few(net, pair):
 def test_reply_to_no_offer(net, pair):
     victim, attacker = pair
     attacker.node._exchanges._reply(
-        victim.id, victim.identity.public_key, bytes(32), shard=0, verdict="change", out=(out := [])
+        victim.id, victim.identity.public_key, bytes(32), shard=0, verdict="change", now=0.0, out=(out := [])
     )
     weights = victim.learner.weights().copy()
     deliver(net, attacker, victim, out[-1].frame)
