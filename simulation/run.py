@@ -154,13 +154,17 @@ class RealParts:
 def tasks_of(scenario: Scenario, seeds: Seeds) -> list[Task]:
     """One task per node, each with its own part of the data.
 
-    The factory is given `part`, `parts` and `seed` besides the arguments in the scenario.
+    The factory is given `part`, `parts` and `seed` besides the arguments in the scenario. Where these say `parts`, and
+    nodes are more, several nodes hold the same part.
     """
     from p2pnode.tasks import load_task
 
     seed = seeds.integer("data") % 2**32
     arguments: dict[str, Any] = {"parts": scenario.nodes, "seed": seed, **scenario.task.args}
-    return [load_task(scenario.task.name, {**arguments, "part": index}) for index in range(scenario.nodes)]
+    parts = arguments["parts"]
+    return [
+        load_task(scenario.task.name, {**arguments, "part": index % parts}) for index in range(scenario.nodes)
+    ]
 
 
 def run(
