@@ -15,6 +15,8 @@ import msgspec
 from simulation.compare_command import compare_
 from simulation.fleet_command import fleet
 from simulation.interrupt import INTERRUPTED
+from simulation.replay_command import replay_
+from simulation.report_command import report_
 from simulation.run_command import run_
 from simulation.scenario import load, shipped
 from simulation.swarm_command import shrink, swarm
@@ -65,9 +67,11 @@ def main() -> None:
 main.add_command(run_)
 main.add_command(sweep)
 main.add_command(compare_)
+main.add_command(report_)
 main.add_command(fleet)
 main.add_command(swarm)
 main.add_command(shrink)
+main.add_command(replay_)
 
 
 @main.command("list")

@@ -80,11 +80,21 @@ def selection(text: str) -> Selection:
 
 
 def from_file(chosen: Selection, seeds: range | None) -> Side:
-    """The runs of a file that were chosen.
+    """The runs of a file that were chosen, as one side.
 
     Raises:
         ResultsError: the file cannot be used.
         CompareError: nothing, more than one combination, or fewer than two seeds were chosen.
+    """
+    return side(chosen.text, chosen_runs(chosen, seeds))
+
+
+def chosen_runs(chosen: Selection, seeds: range | None) -> list[Result]:
+    """The runs of a file with the values and the seeds that were named.
+
+    Raises:
+        ResultsError: the file cannot be used.
+        CompareError: there are none.
     """
     left = read(Path(chosen.source))
     if seeds is not None:
@@ -97,7 +107,7 @@ def from_file(chosen: Selection, seeds: range | None) -> Side:
         left = [one for one, found in zip(left, there, strict=True) if found == _value(value)]
         if not left:
             raise CompareError(f"{chosen.text}: no run has {key}={value}; there is {_list(there)}")
-    return side(chosen.text, left)
+    return left
 
 
 def side(text: str, results: Sequence[Result]) -> Side:

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from simulation.interrupt import INTERRUPTED, asking
+from simulation.report_command import check_can_draw, write_page
 from simulation.scenario import Scenario, ScenarioError, describe, load
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ def load_or_exit(name: str, changes: tuple[str, ...]) -> Scenario:
     metavar="FILE.csv",
     help="Write the figures as a table of one row.",
 )
+@click.option(
+    "--report",
+    "page_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write a page with plots, for a browser.",
+)
 def run_(
     scenario: str,
     seed: int,
@@ -86,6 +94,7 @@ def run_(
     no_curve: bool,
     out: Path | None,
     csv_file: Path | None,
+    page_file: Path | None,
 ) -> None:
     """Run SCENARIO: the name of a shipped one (`p2psim list`) or the path of a TOML file."""
     changes = (*overrides, *([f"nodes={nodes}"] if nodes is not None else []))
@@ -96,8 +105,10 @@ def run_(
     click.echo(f"options {msgspec.json.encode(describe(loaded)).decode()}", err=as_json)
     if out is not None:
         _check_appendable(out)
+    if page_file is not None:
+        check_can_draw()
     report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s)
-    _save(loaded, report, replay, out=out, csv_file=csv_file)
+    _save(loaded, report, replay, out=out, csv_file=csv_file, page_file=page_file)
     click.echo(msgspec.json.encode(report).decode() if as_json else told(report))
     if report.partial:
         sys.exit(INTERRUPTED)
@@ -157,7 +168,13 @@ def _check_appendable(out: Path) -> None:
 
 
 def _save(
-    loaded: Scenario, report: "Report", replay: str, *, out: Path | None, csv_file: Path | None
+    loaded: Scenario,
+    report: "Report",
+    replay: str,
+    *,
+    out: Path | None,
+    csv_file: Path | None,
+    page_file: Path | None,
 ) -> None:
     """Writes the files that were asked for. A partial run is nobody's result: it goes to no results file."""
     from simulation.results import ResultsError, appending, result, write_csv
@@ -171,6 +188,8 @@ def _save(
                 file.append(one)
         if csv_file is not None:
             write_csv(csv_file, [one])
+        if page_file is not None:
+            write_page(page_file, one)
     except ResultsError as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)
