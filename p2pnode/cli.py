@@ -119,13 +119,40 @@ def init(home_text: str | None, encrypt: bool, as_json: bool, **flags: Any) -> N
 @_settings_options
 @click.option("--json", "log_json", is_flag=True, help="Log lines as JSON.")
 @click.option("--die-with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
-def run(home_text: str | None, log_json: bool, die_with_parent: bool, **flags: Any) -> int:
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write down all that the node is given, for `p2psim replay`: messages with weights, no key, no data.",
+)
+@click.option(
+    "--record-mb",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Stop recording after so many MiB.",
+)
+def run(
+    home_text: str | None,
+    log_json: bool,
+    die_with_parent: bool,
+    record: Path | None,
+    record_mb: int,
+    **flags: Any,
+) -> int:
     """Run the daemon until it is told to stop. Makes the home if there is none."""
     from p2pnode.launch import run_daemon
 
     home = _home(home_text)
     values = _flag_values(**flags) + ([("--json", "log.format", "json")] if log_json else [])
-    return run_daemon(home, _settings(home, values), die_with_parent=die_with_parent)
+    return run_daemon(
+        home,
+        _settings(home, values),
+        die_with_parent=die_with_parent,
+        record=record,
+        record_mb=record_mb,
+    )
 
 
 @cli.command()

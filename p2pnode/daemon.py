@@ -59,6 +59,7 @@ from p2pnode.door import Limits, TokenBucket
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.metrics import Counters
 from p2pnode.peers import Peers
+from p2pnode.recording import Recorder
 from p2pnode.store import Store
 from p2pnode.tasks import TASK_FAULTS
 from p2pnode.tcp import reachable_address
@@ -106,6 +107,7 @@ class Daemon:
         on_news: Called in the owner's task for everything that happens; must not wait.
         threads: Whether arithmetic runs on threads; False under a mock clock.
         limits: On strangers.
+        recorder: Writes down what the node is given; closed by the daemon.
     """
 
     def __init__(
@@ -126,7 +128,9 @@ class Daemon:
         on_news: Callable[[News], None] | None = None,
         threads: bool = True,
         limits: Limits | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder
         self._identity = identity
         self._config = config
         self._run = run
@@ -176,6 +180,8 @@ class Daemon:
         try:
             with self._scope:
                 await self._live(task_status)
+            if self._recorder is not None:
+                self._recorder.close()
         except Exception as error:  # the one supervisor
             raise _reported(error) from error
 
@@ -190,7 +196,8 @@ class Daemon:
         listener = await self._listen()
         self._address = listener.address
         self._started_at = trio.current_time()
-        self._node = Node(
+        make = Node if self._recorder is None else self._recorder.node
+        self._node = make(
             self._identity,
             self._config,
             self._run,
@@ -302,7 +309,14 @@ class Daemon:
                 continue
             if isinstance(item, PeerUp):
                 self._peers.told(item)
-            for effect in node.handle(item, trio.current_time()):
+            now = trio.current_time()
+            effects: list[Effect] | None = None
+            try:
+                effects = node.handle(item, now)
+            finally:
+                if self._recorder is not None:
+                    self._recorder.step(now, item, effects)
+            for effect in effects:
                 self._carry_out(effect)
 
     async def _receive(self) -> _Item:

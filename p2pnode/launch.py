@@ -11,6 +11,7 @@ import resource
 import shlex
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -25,6 +26,7 @@ from p2pnode import home as homes
 from p2pnode.daemon import Daemon
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import PASSPHRASE_VARIABLE, Home
+from p2pnode.recording import TRACE_MB, Recorder
 from p2pnode.settings import TABLE, Settings, default_toml, to_toml
 from p2pnode.store import SqliteStore, Store
 from p2pnode.tasks import load_task
@@ -43,13 +45,22 @@ JAX_CACHE = {
 events = structlog.get_logger(__name__)
 
 
-def run_daemon(home: Home, settings: Settings, *, die_with_parent: bool = False) -> int:
+def run_daemon(
+    home: Home,
+    settings: Settings,
+    *,
+    die_with_parent: bool = False,
+    record: Path | None = None,
+    record_mb: int = TRACE_MB,
+) -> int:
     """Run until told to stop; returns the exit status.
 
     Args:
         home: Made, with a key and a commented config.toml, if there is none.
         settings: Resolved.
         die_with_parent: Stop when standard input ends: whoever started us is gone.
+        record: Write down there what the core is given; None: nowhere.
+        record_mb: MiB after which recording ends.
 
     Raises:
         UserError: USAGE, HOME, RUNNING, TASK, ADDRESS, or FAILED.
@@ -65,7 +76,8 @@ def run_daemon(home: Home, settings: Settings, *, die_with_parent: bool = False)
         identity = _identity(home)
         store = SqliteStore(home.state)
         try:
-            _work(home, settings, identity, store, die_with_parent=die_with_parent)
+            recorder = Recorder(record, mb_max=record_mb) if record is not None else None
+            _work(home, settings, identity, store, recorder=recorder, die_with_parent=die_with_parent)
         finally:
             store.close()
     finally:
@@ -128,7 +140,15 @@ def _identity(home: Home) -> Identity:
     return keyfile.open_identity(home)
 
 
-def _work(home: Home, settings: Settings, identity: Identity, store: Store, *, die_with_parent: bool) -> None:
+def _work(
+    home: Home,
+    settings: Settings,
+    identity: Identity,
+    store: Store,
+    *,
+    recorder: Recorder | None,
+    die_with_parent: bool,
+) -> None:
     """Import JAX, build everything, and run it."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home.cache))
     for name, value in JAX_CACHE.items():
@@ -172,6 +192,7 @@ def _work(home: Home, settings: Settings, identity: Identity, store: Store, *, d
             join=settings.node.join,
             entropy=os.urandom,
             rng=random.Random(os.urandom(32)),
+            recorder=recorder,
         )
         await _serve(home, settings, daemon, die_with_parent=die_with_parent)
 

@@ -30,8 +30,8 @@ PACE = "seconds"
 TABLE = ROOT / "docs" / "catch-table.md"
 HEAD = """# Catch table
 
-Written by `make catch` on {date} from commit {commit}: do not edit. Each line is one fault that was planted in a copy of
-the code, and what the [swarm](simulation.md#swarm) said to it, with at most {seeds} seeds of at most {nodes} honest nodes
+Written by `make catch` on {date} from commit {commit}: do not edit. Each line is one fault that was planted in a copy
+of the code, and what the [swarm](simulation.md#swarm) said to it, with at most {seeds} seeds of at most {nodes} nodes
 at the pace of {pace}. A seed counts only where it holds without the fault. Seconds are of wall time on the machine at
 hand, from the first seed on. Faults that were not caught show where the swarm is blind.
 
