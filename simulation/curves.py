@@ -11,6 +11,7 @@ nodes, measured on the sample). It assumes that no change depends on the one bef
 is pulled the same way again and again), and that everybody reaches everybody.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from math import isfinite, sqrt
 from statistics import fmean
@@ -34,6 +35,8 @@ from simulation.world import Host, World
 SAMPLE_MAX = 64
 # Rows of the matrix of contacts: more cannot be told apart on a page. Nodes beyond it share rows, by index.
 ROWS_MAX = 200
+# What somebody who watches sees of what happened last.
+LATEST_MAX = 32
 # Incidents that are kept one by one; a run of days has more than anybody reads.
 INCIDENTS_MAX = 2000
 
@@ -133,6 +136,8 @@ class Recorder:
         self.sample = sample_of(scenario, seeds)
         self.points: list[Point] = []
         self.incidents: list[Incident] = []
+        # (date, kind or "up", node) of programs that ended or came back, the last ones.
+        self.latest: deque[tuple[float, str, int]] = deque(maxlen=LATEST_MAX)
         self._evaluate = evaluate
         self._nodes = scenario.nodes
         self._rows = min(scenario.nodes, ROWS_MAX)
@@ -158,8 +163,10 @@ class Recorder:
     def power(self, host: Host, kind: str, now: float) -> None:
         if kind != "up":
             self._away[host.index] = (kind, now)
+            self.latest.append((now, kind, host.index))
         elif host.index in self._away:
             why, since = self._away.pop(host.index)
+            self.latest.append((now, "up", host.index))
             self._keep(Incident(kind=why, at_s=since, until_s=now, node=host.index))
 
     # --- looking --------------------------------------------------------------------------------------
@@ -197,6 +204,20 @@ class Recorder:
         )
         self.points.append(point)
         return point
+
+    def accuracy_of(self, hosts: Sequence[Host]) -> dict[int, float]:
+        """Index -> accuracy as it is now, of those of these machines that learn and have one."""
+        learning = {
+            host.index: host.worker.look() for host in hosts if isinstance(host.worker, ObservedLearner)
+        }
+        if not learning:
+            return {}
+        found = [metrics.get("accuracy") for metrics in self._evaluate(list(learning.values()))]
+        return {
+            index: value
+            for index, value in zip(learning, found, strict=True)
+            if value is not None and isfinite(value)
+        }
 
     def curve(self, now: float) -> Curve:
         """All that was seen until now."""

@@ -24,6 +24,8 @@ class Interrupt:
 def asking(*, then: str) -> Iterator[Interrupt]:
     """While this lasts, the first Ctrl-C sets `asked` and says `then` on standard error; the second raises.
 
+    With nothing to say it is silent, for a screen that is drawn.
+
     On another thread than the main one, where Python delivers no signals, nothing changes.
     """
     interrupt = Interrupt()
@@ -35,7 +37,8 @@ def asking(*, then: str) -> Iterator[Interrupt]:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
-        click.echo(f"p2psim: {then}; once more ends at once", err=True)
+        if then:
+            click.echo(f"p2psim: {then}; once more ends at once", err=True)
 
     before = signal.signal(signal.SIGINT, handler)
     try:

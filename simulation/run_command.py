@@ -6,6 +6,7 @@ a report of what was until then, marked as partial.
 
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from simulation.interrupt import INTERRUPTED, asking
+from simulation.interrupt import INTERRUPTED, Interrupt, asking
 from simulation.report_command import check_can_draw, write_page
 from simulation.scenario import Scenario, ScenarioError, describe, load
 
 if TYPE_CHECKING:
     from simulation.curves import Recorder
     from simulation.run import Report
+    from simulation.watching import Watching
     from simulation.world import World
 
 # Points of a curve, where nobody says how far apart.
@@ -63,6 +65,7 @@ def load_or_exit(name: str, changes: tuple[str, ...]) -> Scenario:
     help="Virtual seconds between points of the curve; a 20th of the run if not given; 0: no curve.",
 )
 @click.option("--no-curve", is_flag=True, help="The same as --every 0.")
+@click.option("--watch", is_flag=True, help="Draw the run while it goes on: one sign for each node.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -92,6 +95,7 @@ def run_(
     no_checks: bool,
     every: float | None,
     no_curve: bool,
+    watch: bool,
     out: Path | None,
     csv_file: Path | None,
     page_file: Path | None,
@@ -107,14 +111,17 @@ def run_(
         _check_appendable(out)
     if page_file is not None:
         check_can_draw()
-    report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s)
+    if watch and not every_s:
+        click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
+        sys.exit(2)
+    report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch)
     _save(loaded, report, replay, out=out, csv_file=csv_file, page_file=page_file)
     click.echo(msgspec.json.encode(report).decode() if as_json else told(report))
     if report.partial:
         sys.exit(INTERRUPTED)
 
 
-def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: float) -> "Report":
+def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: float, watch: bool) -> "Report":
     """Runs with progress on standard error; ends the command with a sentence where there is no report."""
     from p2pnode.errors import UserError
     from simulation.checkers import ViolationError
@@ -130,28 +137,41 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
             err=True,
         )
 
-    with asking(then="ending with a partial report") as interrupt:
+    # What goes wrong is told when the screen has been given back.
+    try:
+        with _screen(loaded, seed) if watch else nullcontext() as screen, _interrupts(screen) as interrupt:
 
-        def glance(world: "World", recorder: "Recorder | None") -> bool:
-            return not interrupt.asked
+            def glance(world: "World", recorder: "Recorder | None") -> bool:
+                if screen is not None and recorder is not None:
+                    screen.look(world, recorder)
+                return not interrupt.asked
 
-        try:
             return run(
                 loaded,
                 seed,
                 replay=replay,
                 check=check,
-                progress=progress,
+                progress=progress if screen is None else None,
                 every_s=max(loaded.duration_s / 20.0, 1.0),
                 measure_every_s=every_s,
                 glance=glance,
             )
-        except ViolationError as error:
-            click.echo(f"p2psim: a checker saw what must never happen: {error}", err=True)
-            sys.exit(1)
-        except UserError as error:
-            click.echo(f"p2psim: {error}", err=True)
-            sys.exit(2)
+    except ViolationError as error:
+        click.echo(f"p2psim: a checker saw what must never happen: {error}", err=True)
+        sys.exit(1)
+    except UserError as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+
+
+def _screen(loaded: Scenario, seed: int) -> "AbstractContextManager[Watching | None]":
+    from simulation.watching import watching
+
+    return watching(loaded, seed)
+
+
+def _interrupts(screen: "Watching | None") -> "AbstractContextManager[Interrupt]":
+    return asking(then="ending with a partial report" if screen is None else "")
 
 
 def _check_appendable(out: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gossip.learning.learner import TrainOutput
-from simulation.curves import SAMPLE_MAX, Curve, ObservedLearner, predicted_distance, sample_of
+from simulation.curves import SAMPLE_MAX, Curve, ObservedLearner, Recorder, predicted_distance, sample_of
 from simulation.run import RealParts, Report, run
 from simulation.scenario import Scenario, parse
 from simulation.seeds import Seeds
@@ -69,8 +69,16 @@ def test_looking_changes_neither_the_digest_nor_a_bit_of_the_end(looked: Report)
             assert getattr(alone, field) == getattr(looked, field), field
 
 
-def test_a_curve_repeats_with_the_seed(looked: Report) -> None:
-    assert run(scenario(), 7, central=False, measure_every_s=2.0).curve == looked.curve
+def test_a_curve_repeats_with_the_seed_and_whoever_watches(looked: Report) -> None:
+    def glance(world: World, recorder: Recorder | None) -> bool:
+        assert recorder is not None
+        found = recorder.accuracy_of(world.up()[:3])
+        assert all(0 <= value <= 1 for value in found.values())
+        return True
+
+    again = run(scenario(), 7, central=False, measure_every_s=2.0, glance=glance)
+    assert again.curve == looked.curve
+    assert (again.digest, again.accuracy.mean) == (looked.digest, looked.accuracy.mean)
 
 
 def test_the_curve_goes_from_the_first_look_to_the_end(looked: Report) -> None:

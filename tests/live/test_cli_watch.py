@@ -1,0 +1,111 @@
+"""`p2psim run --watch` on a real terminal (a pty): drawn, interrupted, and the terminal left as it was found."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.live
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTER_SCREEN, LEAVE_SCREEN, SHOW_CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
+PATIENCE_S = 60.0
+# As a shell's child: the pty becomes the terminal that Ctrl-C belongs to.
+TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and inherited, where the tests run in the background
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A pty with `p2psim run --watch` in it."""
+
+    def __init__(self, duration_s: float) -> None:
+        self.fd, self.inner = pty.openpty()
+        fcntl.ioctl(self.inner, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.before = termios.tcgetattr(self.inner)
+        self.seen = b""
+        command = [sys.executable, "-m", "simulation", "run", "smoke-20", "--watch", "--every", "1"]
+        settings = [f"duration_s={duration_s}", "faults.churn=0", "faults.crash=0", "faults.partitions=[]"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TAKE_TERMINAL, *command, *(f"--set={one}" for one in settings)],
+            cwd=ROOT,
+            start_new_session=True,
+            stdin=self.inner,
+            stdout=self.inner,
+            stderr=self.inner,
+            env={**os.environ, "TERM": "xterm-256color"},
+        )
+
+    def read_until(self, text: bytes, *, after: int = 0) -> int:
+        """Read until `text` stands in what came from position `after` on; returns where it ends."""
+        end = time.monotonic() + PATIENCE_S
+        while text not in self.seen[after:]:
+            ready, _, _ = select.select([self.fd], [], [], max(end - time.monotonic(), 0))
+            assert ready, f"{text!r} never came; the end was {self.seen[-500:]!r}"
+            self.seen += os.read(self.fd, 2**16)
+        return self.seen.index(text, after) + len(text)
+
+    def ended(self) -> int:
+        """The exit status; what was written until then is read."""
+        end = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None or select.select([self.fd], [], [], 0)[0]:
+            assert time.monotonic() < end, f"it did not end; the last it wrote was {self.seen[-500:]!r}"
+            if select.select([self.fd], [], [], 0.1)[0]:
+                self.seen += os.read(self.fd, 2**16)
+        return self.process.returncode
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.fd)
+        os.close(self.inner)
+
+
+@pytest.fixture(params=[12.0, 3000.0])
+def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    made = Terminal(request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("terminal", [12.0], indirect=True)
+def test_a_run_is_drawn_to_its_end_and_its_report_stays(terminal: Terminal) -> None:
+    terminal.read_until(ENTER_SCREEN)
+    terminal.read_until(b"learning, by accuracy")
+    assert terminal.ended() == 0
+    left = terminal.seen.rindex(LEAVE_SCREEN)
+    assert SHOW_CURSOR in terminal.seen
+    after = terminal.seen[left:].decode()
+    assert "digest" in after
+    assert "PARTIAL" not in after
+    assert "█".encode() in terminal.seen[:left]
+    assert termios.tcgetattr(terminal.inner) == terminal.before
+
+
+@pytest.mark.parametrize("terminal", [3000.0], indirect=True)
+@pytest.mark.parametrize("way", ["key", "signal"])
+def test_ctrl_c_gives_a_partial_report_and_the_terminal_back(terminal: Terminal, way: str) -> None:
+    terminal.read_until(b"learning, by accuracy")
+    if way == "key":
+        os.write(terminal.fd, b"\x03")
+    else:
+        terminal.process.send_signal(signal.SIGINT)
+    assert terminal.ended() == 130
+    after = terminal.seen[terminal.seen.rindex(LEAVE_SCREEN) :].decode()
+    assert "PARTIAL" in after
+    assert "digest" in after
+    assert "Traceback" not in after
+    assert termios.tcgetattr(terminal.inner) == terminal.before
