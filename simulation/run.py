@@ -317,6 +317,9 @@ class _Drive:
             if self._glance is not None:
                 self._slice_s *= 2.0 if spent_s < GLANCE_S / 2 else 0.5 if spent_s > GLANCE_S else 1.0
                 self.stopped = not self._glance(world, recorder)
+        begun = perf_counter()
+        world.settle()
+        wall_s += perf_counter() - begun
         return Stretch(
             virtual_s=world.now - start,
             wall_s=wall_s,

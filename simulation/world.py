@@ -315,6 +315,13 @@ class World:
                 else:
                     self._deliver(host, Done(ticket, self._work(host, second)))
         self.now = until
+
+    def settle(self) -> None:
+        """Returns when all signatures made so far were checked; part of the work of a run.
+
+        Raises:
+            LocalError: one of them is none.
+        """
         if self._signatures is not None:
             self._signatures.settle()
 
