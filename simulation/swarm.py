@@ -144,8 +144,8 @@ def run_seed(settings: SwarmSettings) -> SwarmReport:
 
 def _missing(world: SwarmWorld, found: dict[tuple[NodeId, Key], None]) -> str:
     """What is not whole yet, in words; empty: nothing."""
-    ids = {host.id: host.index for host in world.honest}
-    for host in world.honest:
+    ids = {host.id: host.index for host in world.honest_hosts}
+    for host in world.honest_hosts:
         if host.core is None:
             return f"node {host.index} is not running"
         node = world.node(host)
@@ -156,7 +156,7 @@ def _missing(world: SwarmWorld, found: dict[tuple[NodeId, Key], None]) -> str:
         ]
         if unknown:
             return f"node {host.index} does not know the nodes {unknown[:5]}"
-    learners = [host.worker for host in world.honest]
+    learners = [host.worker for host in world.honest_hosts]
     models = [learner.weights() for learner in learners if isinstance(learner, SyntheticLearner)]
     genesis = world.parts.genesis
     distance = consensus_distance(models)

@@ -84,7 +84,7 @@ class SwarmWorld(World):
         self.options = options
         self.parts = parts
         self._struck: dict[str, int] = {}
-        self._hostile: dict[bytes, str] = {}  # hostile frames that were sent -> kind
+        self._hostile_frames: dict[bytes, str] = {}  # hostile frames that were sent -> kind
         self._absent: dict[int, float] = {}  # host -> it belongs to the crowd that comes at this date
         self._slow: dict[int, None] = {}  # hosts that compute slowly
         self._busy_until: dict[int, float] = {}  # when their last job ends
@@ -134,7 +134,7 @@ class SwarmWorld(World):
     # --- what the swarm asks --------------------------------------------------------------------------
 
     @property
-    def honest(self) -> list[Host]:
+    def honest_hosts(self) -> list[Host]:
         return self.hosts[: self.options.nodes]
 
     @property
@@ -170,7 +170,7 @@ class SwarmWorld(World):
         for host in self.hosts[self.options.nodes :]:
             if host.core is not None:
                 self._stop(host, noticed_after_s=0.0)
-        for host in self.honest:
+        for host in self.honest_hosts:
             disk = self.parts.disks[host.index]
             disk.full = disk.broken = disk.tear = False
             host.train_s = self._train_s[host.index]
@@ -178,9 +178,9 @@ class SwarmWorld(World):
 
     def inspect(self) -> None:
         """Bounds of every table and queue of honest nodes; nobody honest is banned or convicted."""
-        self_ids = {host.id: host for host in self.honest}
+        self_ids = {host.id: host for host in self.honest_hosts}
         config = self.scenario.config
-        for host in self.honest:
+        for host in self.honest_hosts:
             if host.core is None:
                 continue
             node = self.node(host)
@@ -237,7 +237,7 @@ class SwarmWorld(World):
         band = self._bands.get("eclipse")
         if band is None or band.victim is not host:
             return
-        honest = [other for other in self.honest if other is not host]
+        honest = [other for other in self.honest_hosts if other is not host]
         known = any(other.id in table or other.id in node._membership for other in honest)
         if known:
             self._acquainted[host.index] = host.life
@@ -300,7 +300,7 @@ class SwarmWorld(World):
         self.parts.hostile[host.index] = make
 
     def _mark(self, frame: bytes, kind: str) -> None:
-        self._hostile[frame] = kind
+        self._hostile_frames[frame] = kind
 
     def _plan(self, incident: Incident) -> None:
         def strike() -> None:
@@ -468,8 +468,8 @@ class SwarmWorld(World):
     # --- hooks of the world -------------------------------------------------------------------------------
 
     def _seen(self, now: float, host: Host, event: Event) -> None:
-        if self._hostile and type(event) is Received and host.index < self.options.nodes:
-            kind = self._hostile.get(event.frame)
+        if self._hostile_frames and type(event) is Received and host.index < self.options.nodes:
+            kind = self._hostile_frames.get(event.frame)
             if kind is not None:
                 self._strikes(kind)
 

@@ -75,8 +75,8 @@ FAULTS = (
     Planted(
         "a reply is taken also while its exchange is being finished",
         EXCHANGE,
-        ' and outgoing.peer == peer and outgoing.state == "waiting":\n                return',
-        " and outgoing.peer == peer:\n                return",
+        '            outgoing.state = "finishing"\n            self._compute(shard, Finish(',
+        "            self._compute(shard, Finish(",
     ),
     Planted("one fault of a peer is enough to ban it", "gossip/node.py", "FAULTS_MAX = 10", "FAULTS_MAX = 1"),
     Planted(

@@ -216,7 +216,7 @@ def test_whoever_is_eclipsed_goes_on_knowing_somebody_honest() -> None:
         victim = world._bands["eclipse"].victim
         assert victim is not None
         node = world.node(victim)
-        for other in world.honest:
+        for other in world.honest_hosts:
             node._membership.forget(other.id)
             node._directory.table.remove(other.id)
         with pytest.raises(ViolationError, match="it knows nobody but those who surround it"):
