@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from importlib.metadata import version
 from math import isfinite, nan
 from pathlib import Path
@@ -67,9 +67,22 @@ def result(
 
 
 def run_key(scenario: Mapping[str, Any], seed: int) -> str:
-    """What tells a run from others: the scenario to its last key, the seed, and the program's version."""
-    encoded = msgspec.json.encode([FORMAT, program_version(), dict(scenario), seed], order="sorted")
+    """What tells a run from others: the scenario to its last key, the files it names, the seed, the version."""
+    files = {key: _content(value) for key, value in flat(scenario).items() if isinstance(value, str)}
+    named = {key: digest for key, digest in files.items() if digest}
+    encoded = msgspec.json.encode([FORMAT, program_version(), dict(scenario), named, seed], order="sorted")
     return sha256(encoded).hexdigest()[:32]
+
+
+def _content(text: str) -> str:
+    """SHA-256 of the file that a setting names; empty where it names none."""
+    try:
+        if not Path(text).is_file():  # a pipe or a device would never end
+            return ""
+        with open(text, "rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):  # no file, or no name for one
+        return ""
 
 
 def program_version() -> str:

@@ -76,6 +76,11 @@ def test_the_page_says_what_was_found_and_how_to_repeat_it() -> None:
     assert "x & y" not in text
 
 
+def test_a_partial_run_says_so_first() -> None:
+    text = page(saved(curve(), partial=True, accuracy={"mean": 0.5, "worst": None, "central": None}))
+    assert text.index("Partial: the run was interrupted") < text.index("<svg")
+
+
 def test_nothing_in_it_leads_elsewhere() -> None:
     text = page(saved(curve()))
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)

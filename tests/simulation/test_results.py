@@ -52,6 +52,16 @@ def test_a_key_tells_scenarios_and_seeds_apart_and_not_the_order_of_names() -> N
     assert len(keys) == 3
 
 
+def test_a_file_that_a_scenario_names_is_part_of_its_key(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,1")
+    before = run_key({"network": {"trace": str(trace)}}, 1)
+    assert run_key({"network": {"trace": str(trace)}}, 1) == before
+    trace.write_text("0,2")
+    assert run_key({"network": {"trace": str(trace)}}, 1) != before
+    assert run_key({"a": "\0", "b": str(tmp_path), "c": ""}, 1)
+
+
 @pytest.mark.parametrize("cut", [1, 100, -1])
 def test_a_torn_last_line_is_dropped_by_who_appends_and_refused_by_who_reads(
     tmp_path: Path, cut: int
