@@ -35,9 +35,14 @@ from gossip.errors import LocalError
 
 # Signatures in one message to the other process: some 25 ms of its work. Runs that make fewer need no other process.
 BATCH = 512
+# Room for two batches on the way to the other process, so that nobody waits for it in between.
+PIPE_BYTES = 2**20
 # Signatures of this world that are remembered: those of the records of thousands of nodes, and of all exchanges under
 # way. One that was forgotten is checked on the spot, once more. Some 40 MB.
 REMEMBERED_MAX = 65536
+
+# What nobody but its addressee checks, and seldom twice: forgotten after the first time.
+_ONCE = (Purpose.OFFER, Purpose.REPLY)
 
 # (public key, signature, message)
 Signed = tuple[bytes, bytes, bytes]
@@ -99,9 +104,12 @@ class RealSignatures:
     ) -> None:
         message = purpose + network + body
         if self._made.get(signature) == (key, message):
+            if purpose in _ONCE:
+                del self._made[signature]
             return
         verify(key, purpose, network, body, signature)
-        self._remember(key, signature, message)
+        if purpose not in _ONCE:
+            self._remember(key, signature, message)
 
     def signed(self, key: bytes, signature: bytes, message: bytes) -> None:
         """An identity of ours has signed `message`."""
@@ -138,7 +146,10 @@ class RealSignatures:
         self._waiting.clear()
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "simulation.signatures"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-m", "simulation.signatures"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pipesize=PIPE_BYTES,
             )
         assert self._process.stdin is not None
         try:
