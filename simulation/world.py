@@ -40,11 +40,13 @@ from gossip.events import (
     Learned,
     Leave,
     News,
+    Offered,
     PeerDown,
     PeerUp,
     Persist,
     Received,
     Refused,
+    Responded,
     Save,
     Saved,
     Send,
@@ -83,6 +85,8 @@ _KIND: dict[type, int] = {
     for number, kind in enumerate((PeerUp, PeerDown, DialFailed, Received, Woken, Done, Join, Leave))
 }
 _RECEIVED = _KIND[Received]
+_DONE = struct.Struct("<dIQId")  # date, node, ticket, bytes of the payload, its clip limit or norm
+_PAYLOADS = (Offered, Responded)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -464,6 +468,11 @@ class World:
             if happened is Received:  # as it is: encoding it again would copy it
                 frame = event.frame  # type: ignore[union-attr]
                 undigested += (_STAMP.pack(now, host.index, _RECEIVED, len(frame)), event.peer, frame)  # type: ignore[union-attr]
+            elif happened is Done and type(event.result) in _PAYLOADS:  # type: ignore[union-attr]
+                # What a frame will carry is covered when that arrives.
+                result = event.result  # type: ignore[union-attr]
+                figure = result.clip if type(result) is Offered else result.norm
+                undigested.append(_DONE.pack(now, host.index, event.ticket, len(result.payload), figure))  # type: ignore[union-attr]
             else:
                 undigested += (_STAMP.pack(now, host.index, _KIND[happened], 0), _encode(event))
             if len(undigested) >= _DIGESTED_TOGETHER:
