@@ -12,9 +12,7 @@ seed, same digest, in any process.
 Speed: one exchange takes about ten events, so `World.run` and what it calls per event are written flat.
 """
 
-import struct
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from heapq import heappop, heappush
 from math import inf
 from typing import Any, Protocol, TypeAlias
@@ -40,13 +38,11 @@ from gossip.events import (
     Learned,
     Leave,
     News,
-    Offered,
     PeerDown,
     PeerUp,
     Persist,
     Received,
     Refused,
-    Responded,
     Save,
     Saved,
     Send,
@@ -57,6 +53,7 @@ from gossip.events import (
 from simulation.adversaries import Adversaries
 from simulation.batched import Batches, TrainingJob
 from simulation.checkers import ExchangeChecker
+from simulation.digest import EventDigest
 from simulation.faults import Absence, Fault, comings_and_goings, plan
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
@@ -77,17 +74,6 @@ _TRAINED = 2  # (ticket, training job)
 _JOB = 3  # (ticket, job)
 _CALL = 4  # (what to do, None)
 
-_STAMP = struct.Struct("<dIBI")  # date, node, kind of event, bytes of a frame
-# Pieces of what the digest covers that are hashed in one go: some hundred events.
-_DIGESTED_TOGETHER = 256
-_KIND: dict[type, int] = {
-    kind: number
-    for number, kind in enumerate((PeerUp, PeerDown, DialFailed, Received, Woken, Done, Join, Leave))
-}
-_RECEIVED = _KIND[Received]
-_DONE = struct.Struct("<dIQId")  # date, node, ticket, bytes of the payload, its clip limit or norm
-_PAYLOADS = (Offered, Responded)
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Core(Protocol):
@@ -252,8 +238,7 @@ class World:
         self._identity: Callable[[Entropy], Signer] = signatures.identity if signatures else Identity.generate
         self._exchange_s = scenario.compute.exchange_s
         self._batches: Batches[Any, Any] = Batches(parts.train, lanes=scenario.compute.lanes)
-        self._digest = sha256()
-        self._undigested: list[bytes] = []
+        self._digest = EventDigest()
         self._heap: list[Entry] = []
         self._sequence = 0
         self._checker = ExchangeChecker(parts.run_id, replay) if check else None
@@ -272,8 +257,6 @@ class World:
     @property
     def digest(self) -> str:
         """SHA-256 over every event so far, 64 hexadecimal digits."""
-        self._digest.update(b"".join(self._undigested))
-        self._undigested.clear()
         return self._digest.hexdigest()
 
     @property
@@ -459,25 +442,12 @@ class World:
         core = host.core
         assert core is not None, "events of a dead program are void"
         now = self.now
-        undigested = self._undigested
+        covered = self._digest.add
         ready: list[Event] = []
         position = 0
         while True:
             self.events += 1
-            happened = type(event)
-            if happened is Received:  # as it is: encoding it again would copy it
-                frame = event.frame  # type: ignore[union-attr]
-                undigested += (_STAMP.pack(now, host.index, _RECEIVED, len(frame)), event.peer, frame)  # type: ignore[union-attr]
-            elif happened is Done and type(event.result) in _PAYLOADS:  # type: ignore[union-attr]
-                # What a frame will carry is covered when that arrives.
-                result = event.result  # type: ignore[union-attr]
-                figure = result.clip if type(result) is Offered else result.norm
-                undigested.append(_DONE.pack(now, host.index, event.ticket, len(result.payload), figure))  # type: ignore[union-attr]
-            else:
-                undigested += (_STAMP.pack(now, host.index, _KIND[happened], 0), _encode(event))
-            if len(undigested) >= _DIGESTED_TOGETHER:
-                self._digest.update(b"".join(undigested))
-                undigested.clear()
+            covered(now, host.index, event)
             if self._tap is not None:
                 self._tap(now, host, event)
             effects = core.handle(event, now)
