@@ -42,10 +42,10 @@ class DhtConfig:
     # Publish our own records again so often (give or take 20 %). Half the life of a record, so that one may be missed.
     publish_interval_s: Interval = 3600.0
     # Records kept for other nodes. At most 1,000 bytes each: 4 MB.
-    records_max: Count = 4096
+    records_max: Annotated[int, Meta(ge=1, le=2**31)] = 4096
     # Of these, kept for one part of one model ("I hold this shard"). An answer names at most 20 of them, drawn at
     # random.
-    providers_per_key_max: Count = 256
+    providers_per_key_max: Annotated[int, Meta(ge=1, le=2**31)] = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class LearningConfig:
     local_steps: Annotated[int, Meta(ge=0, le=2**20)] = 4
     # Least time between the starts of two rounds (train, then one exchange), give or take 10 %. Larger leaves more of
     # the machine to others, and sends less.
-    round_interval_s: Duration = 0.05
+    round_interval_s: Annotated[float, Meta(ge=0.001)] = 0.05
     # Stop training after so many rounds and only exchange from then on; 0: never.
     rounds_max: Count = 0
     # What `eval` and `export` show is a running mean of the weights, y <- decay * y + (1 - decay) * x once a round:

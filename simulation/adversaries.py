@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from gossip.events import Event, Received
 from p2pnode.values import CHOICES
-from simulation.network import Probability
+from simulation.network import SECONDS_MAX, Probability
 from simulation.seeds import Seeds
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class AdversarySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     # What they do; each does one thing, and the kinds take turns.
     kinds: list[Act] = msgspec.field(default_factory=lambda: ["poison_flip"])
     # Mean time between two attacks of one adversary. Poison is in everything that it says, at any time.
-    every_s: Annotated[float, Meta(gt=0)] = 5.0
+    every_s: Annotated[float, Meta(ge=0.01, le=SECONDS_MAX)] = 5.0
 
 
 class Adversaries:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from simulation.mistakes import ScenarioError
-from simulation.network import Probability, Seconds
+from simulation.network import SECONDS_MAX, Probability, Seconds
 
 # Nobody restarts a program faster, nor stops it sooner.
 SPAN_S_MIN = 0.5
@@ -27,15 +27,15 @@ class ChurnSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # Share of the nodes that come and go; the others stay.
     share: Probability = 1.0
     # A node stays so long, and is away so long: exponential. In balance from the start: who is away then starts later.
-    session_s_mean: Annotated[float, Meta(ge=1)] = 3600.0
-    absence_s_mean: Annotated[float, Meta(ge=1)] = 1800.0
+    session_s_mean: Annotated[float, Meta(ge=1, le=SECONDS_MAX)] = 3600.0
+    absence_s_mean: Annotated[float, Meta(ge=1, le=SECONDS_MAX)] = 1800.0
     # Share of the departures that are kills instead of clean stops.
     kills: Probability = 0.0
     # From here on everybody is back and stays; 0: never.
     stop_s: Seconds = 0.0
     # With `diurnal`: length of a day; the moment of it (in seconds, at longitude 0) when most are there; how much more
     # likely a return is then, and a departure half a day later: 0 not at all, 1 twice as likely as on average.
-    day_s: Annotated[float, Meta(ge=10)] = 86400.0
+    day_s: Annotated[float, Meta(ge=10, le=SECONDS_MAX)] = 86400.0
     peak_s: Seconds = 43200.0
     amplitude: Probability = 0.8
     # With `trace`: a CSV with the header node,up_s,down_s.

@@ -98,6 +98,10 @@ def _check(value: Any, hint: Any, source: str, where: str) -> None:
                 raise wrong(source, f"{where}[{number}]", "a table", entry)
             check_tree(entry, inner, source, f"{where}[{number}]")
         return
+    if inner is not None and isinstance(value, list):
+        for number, entry in enumerate(value):
+            _check(entry, inner, source, f"{where}[{number}]")
+        return
     # The settings of nodes take infinity where it says "never", as the daemon's own file does.
     want = expected(hint, value, finite=not where.startswith("config."))
     if want:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from simulation.network import Endpoint, Probability
+from simulation.network import SECONDS_MAX, Endpoint, Probability
 
 KINDS = ("full_cone", "restricted", "symmetric")
 
@@ -25,7 +25,7 @@ class NatSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     # Nobody can: each of its connections has a port of its own, which no other peer can know.
     symmetric: Probability = 0.0
     # How long a router remembers a dial that came to nothing: 4 minutes at least, RFC 5382 (REQ-5).
-    mapping_s: Annotated[float, Meta(gt=0)] = 240.0
+    mapping_s: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] = 240.0
 
     @property
     def used(self) -> bool:

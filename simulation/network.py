@@ -17,7 +17,11 @@ Endpoint: TypeAlias = (
 )
 
 Probability: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+# Thirty years. Numbers whose square is none are nobody's experiment.
+SECONDS_MAX = 1e9
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
+# From a modem's byte a second to more than there is.
+Rate: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
 
 # A lost leg of a handshake is sent again after so long: the initial retransmission timeout of TCP, RFC 6298
 # (2.1).
@@ -49,9 +53,9 @@ class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     spike: Probability = 0.0
     spike_s_max: Seconds = 2.0
     # Uplink of a node; frames queue for it. 0: unlimited.
-    bandwidth_bytes_s: Annotated[float, Meta(ge=0)] = 0.0
+    bandwidth_bytes_s: Rate = 0.0
     # Downlink of a node, the same way.
-    downlink_bytes_s: Annotated[float, Meta(ge=0)] = 0.0
+    downlink_bytes_s: Rate = 0.0
     # How much longer one way takes than half of the round trip, at most, as a share; the other way that much less.
     # Each link draws its own.
     asymmetry: Annotated[float, Meta(ge=0, le=0.9)] = 0.0

@@ -53,7 +53,7 @@ class Report(Struct, frozen=True):
     stopped: bool  # by the scenario's own rule, before its time was over
     partial: bool  # it was interrupted: all figures are those of the moment, and none is comparable
     nodes: int
-    hostile: int  # of the nodes; every figure below is about the others
+    hostile: int  # of the nodes; what is learned and refused is told of the others
     signatures: str  # real or modelled
     digest: str
     virtual_s: float

@@ -250,7 +250,11 @@ def told(report: "Report") -> str:
         ),
         *([("signatures", "modelled, not real")] if report.signatures != "real" else []),
         *([("ended early", "what [stop] asks for holds")] if report.stopped else []),
-        *([("adversaries", f"{report.hostile}, of whom no figure speaks")] if report.hostile else []),
+        *(
+            [("adversaries", f"{report.hostile}, whose own models and refusals do not count")]
+            if report.hostile
+            else []
+        ),
         ("digest", report.digest),
     ]
     if report.partial:

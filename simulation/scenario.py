@@ -27,11 +27,11 @@ from simulation.geography import GeographySettings
 from simulation.mistakes import ScenarioError as ScenarioError
 from simulation.mistakes import check_tree, convert, nearest, shortened, unknown, wrong
 from simulation.nat import NatSettings
-from simulation.network import PRESETS, LinkSettings, Probability, Seconds
+from simulation.network import PRESETS, SECONDS_MAX, LinkSettings, Probability, Seconds
 from simulation.sense import check_sense
 from simulation.stopping import StopSettings
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]
 
 # A scenario is written by hand; a longer file is none.
 FILE_BYTES_MAX = 2**20

@@ -19,6 +19,9 @@ SESSIONS_MAX = 2_000_000
 
 def check_sense(scenario: "Scenario", source: str) -> None:
     """Raises ScenarioError for the first thing that makes no sense."""
+    for key, text in (("name", scenario.name), ("about", scenario.about)):
+        if not text.isprintable():  # they are shown on terminals
+            raise wrong(source, key, "text that can be printed on one line", text)
     _network(scenario, source)
     _geography(scenario, source)
     _faults(scenario, source)

@@ -11,7 +11,7 @@ from typing import Annotated, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
-from simulation.network import Probability, Seconds
+from simulation.network import SECONDS_MAX, Probability, Seconds
 
 Subject = TypeVar("Subject")
 
@@ -23,11 +23,11 @@ class StopSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     accuracy_mean: Probability = 0.0
     accuracy_worst: Probability = 0.0
     # Consensus distance of the sample: at most.
-    consensus: Annotated[float, Meta(ge=0)] = 0.0
+    consensus: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     # Not before this date.
     from_s: Seconds = 0.0
     # Looked at so often.
-    every_s: Annotated[float, Meta(ge=0.1)] = 5.0
+    every_s: Annotated[float, Meta(ge=0.1, le=SECONDS_MAX)] = 5.0
     # So many honest nodes that are up, drawn anew each time.
     sample: Annotated[int, Meta(ge=2, le=65536)] = 32
 

@@ -150,9 +150,9 @@ def test_the_network_learns_together_with_four_tenths_behind_nats(stages: list[S
         ({"share": 0.2, "kinds": []}, ["adversaries.kinds", "at least one kind"]),
         ({"share": 0.95}, ["adversaries.share", "at least two honest"]),
         ({"share": 1.5}, ["adversaries.share", "between 0 and 1"]),
-        ({"kinds": ["poison_flop"]}, ["adversaries.kinds", "poison_flip", "found a list"]),
+        ({"kinds": ["poison_flop"]}, ["adversaries.kinds[0]", "did you mean poison_flip?"]),
         ({"kinds": "junk"}, ["adversaries.kinds", "a list", "found text"]),
-        ({"every_s": 0}, ["adversaries.every_s", "above 0"]),
+        ({"every_s": 0}, ["adversaries.every_s", "between 0.01 and"]),
     ],
 )
 def test_what_cannot_be_an_adversary_is_answered(settings: dict[str, Any], parts: list[str]) -> None:

@@ -285,7 +285,7 @@ def test_a_dial_that_does_not_come_through_is_counted_and_frames_of_a_connection
             {"geography": {"regions": [{"name": "a"}], "delay_s": [[0, 1]]}},
             ["geography.delay_s", "1 rows of 1"],
         ),
-        ({"geography": {"delay_s": [[-1]]}}, ["geography.delay_s", "at least 0"]),
+        ({"geography": {"delay_s": [[-1]]}}, ["geography.delay_s[0][0]", "between 0 and"]),
         ({"network": {"asymmetry": 1}}, ["network.asymmetry", "between 0 and 0.9"]),
     ],
 )

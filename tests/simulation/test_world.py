@@ -7,6 +7,7 @@ starts on its disk.
 import random
 from collections.abc import Callable, Sequence
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from gossip.events import (
 )
 from simulation.scenario import Scenario, parse
 from simulation.seeds import Seeds
+from simulation.varied import VariedLinks
 from simulation.world import Host, World, address_of
 
 
@@ -345,7 +347,7 @@ def test_dropping_closes_both_ends_behind_what_was_sent() -> None:
     one = world(parts=FakeParts(Curt), nodes=3, start_s=0.0)
     one.run(5.0)
     first, _, third = one.hosts
-    ends = [e for e in core(first).log if type(e) in (PeerUp, PeerDown) and e.peer == third.id]
+    ends = [e for e in core(first).log if isinstance(e, PeerUp | PeerDown) and e.peer == third.id]
     assert [type(e) for e in ends[:2]] == [PeerUp, PeerDown]
     assert ends[1] == PeerDown(third.id, "enough")
     kinds = [type(e) for e in core(third).log if type(e) in (PeerUp, PeerDown, Received)]
@@ -468,3 +470,49 @@ def test_addresses_are_all_different() -> None:
     addresses = [address_of(index) for index in range(2_000)]
     assert len(set(addresses)) == 2_000
     assert msgspec.json.encode(addresses[257]) == b'"10.1.1.1:7400"'
+
+
+# --- machines that are not alike ---------------------------------------------------------------------
+
+
+def test_stragglers_are_slower_by_what_the_scenario_says_and_the_others_stay_as_they_were() -> None:
+    plain = world(nodes=40)
+    slow = world(nodes=40, compute={"stragglers": 0.25, "slowdown": 7.0})
+    ratios = [
+        round(other.train_s / one.train_s, 6) for one, other in zip(plain.hosts, slow.hosts, strict=True)
+    ]
+    assert (ratios.count(7.0), ratios.count(1.0)) == (10, 30)
+
+
+def test_who_is_away_at_the_beginning_comes_later_and_nobody_is_sent_to_him() -> None:
+    settings = {"model": "sessions", "session_s_mean": 20.0, "absence_s_mean": 20.0}
+    one = world(nodes=30, join="random", churn=settings, duration_s=60.0)
+    late = dict(one._late)
+    assert 5 < len(late) < 25
+    told = [one._known(host)[0] for host in one.hosts[1:]]
+    assert not {one._by_address[address].index for address in told} & late.keys()
+    one.run(1.0)
+    assert {host.index for host in one.up()} <= set(range(30)) - late.keys()
+    one.run(60.0)
+    assert one.faults["churn"] > 20
+
+
+def test_a_newcomer_is_sent_to_somebody_who_can_be_dialled() -> None:
+    one = world(nodes=30, join="random", nat={"symmetric": 0.6})
+    assert isinstance(one.network, VariedLinks)
+    assert one.network.nat is not None
+    for host in one.hosts[1:]:
+        assert one.network.nat.kind(one._by_address[one._known(host)[0]].index) == ""
+    one.run(20.0)
+    assert all(core(host).peers for host in one.hosts[1:]), "everybody found somebody"
+
+
+def test_a_trace_of_sessions_starts_and_stops_nodes_at_its_dates(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.csv"
+    path.write_text("node,up_s,down_s\n2,3,6\n2,10,\n3,0,4\n")
+    one = world(churn={"model": "trace", "file": str(path)}, start_s=0.5)
+    seen = {}
+    for date in (1.0, 5.5, 8.0, 11.0):
+        one.run(date)
+        seen[date] = [host.index for host in one.up()]
+    assert seen == {1.0: [0, 1, 3, 4], 5.5: [0, 1, 2, 4], 8.0: [0, 1, 4], 11.0: [0, 1, 2, 4]}
