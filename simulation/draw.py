@@ -223,10 +223,9 @@ def _config(seeds: Seeds, round_s: float) -> Config:
 
 
 def _daemon_config(drawn: Config, round_s: float) -> Config:
-    """The defaults, but for the pause between rounds, the codec and the number of connections."""
+    """The defaults, but for the pause between rounds and the codec."""
     return Config(
         network=drawn.network,
-        connections_max=drawn.connections_max,
         exchange=ExchangeConfig(codec=drawn.exchange.codec),
         learning=LearningConfig(local_steps=1, round_interval_s=round_s),
     )
