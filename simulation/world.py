@@ -17,8 +17,6 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any, Protocol, TypeAlias
 
-import msgspec
-
 from crypto.identity import Entropy, Identity, PublicKey, Signer
 from gossip.dht.ids import NodeId, node_id
 from gossip.errors import LocalError
@@ -73,7 +71,6 @@ _WAKE = 1  # (life, None)
 _TRAINED = 2  # (ticket, training job)
 _JOB = 3  # (ticket, job)
 _CALL = 4  # (what to do, None)
-
 
 
 class Core(Protocol):
