@@ -17,7 +17,7 @@ from rich.table import Table
 from tests.bench.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("crypto", "codec", "commands", "memory", "exchange", "world", "fleet")
+FILES = ("crypto", "codec", "commands", "memory", "exchange", "world", "swarm", "fleet")
 
 
 def number(value: float) -> str:
