@@ -89,14 +89,14 @@ def from_file(chosen: Selection, seeds: range | None) -> Side:
     return side(chosen.text, chosen_runs(chosen, seeds))
 
 
-def chosen_runs(chosen: Selection, seeds: range | None) -> list[Result]:
-    """The runs of a file with the values and the seeds that were named.
+def chosen_runs(chosen: Selection, seeds: range | None, *, curves: bool = False) -> list[Result]:
+    """The runs of a file with the values and the seeds that were named, with their curves where these are wanted.
 
     Raises:
         ResultsError: the file cannot be used.
         CompareError: there are none.
     """
-    left = read(Path(chosen.source))
+    left = read(Path(chosen.source), curves=curves)
     if seeds is not None:
         left = [one for one in left if one.seed in seeds]
     for key, value in chosen.wanted:

@@ -33,7 +33,7 @@ def report_(file: str, seed: int | None, page_file: Path) -> None:
     from simulation.results import ResultsError
 
     try:
-        found = chosen_runs(selection(file), range(seed, seed + 1) if seed is not None else None)
+        found = chosen_runs(selection(file), range(seed, seed + 1) if seed is not None else None, curves=True)
         good = [one for one in found if not one.failed]
         if len(good) != 1:
             seeds = ", ".join(str(one.seed) for one in good[:8])

@@ -124,15 +124,22 @@ def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 # --- JSON lines ---------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> list[Result]:
-    """All results of a file, in its order. Of lines with the same key the last counts, at its place.
+def read(path: Path, *, curves: bool = True) -> list[Result]:
+    """All results of a file, in its order. Of lines with the same key the last counts, at the place of the first.
+
+    Args:
+        curves: Whether they are wanted; they are nine tenths of a line, and files may have a hundred thousand.
 
     Raises:
         ResultsError: the file cannot be read, or a line is no result.
     """
     try:
         with path.open("rb") as file:
-            found = {one.key: one for one in _lines(path, file)}
+            found: dict[str, Result] = {}
+            for one in _lines(path, file):
+                if not curves:
+                    one.report.pop("curve", None)
+                found[one.key] = one
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
     return list(found.values())

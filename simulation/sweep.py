@@ -9,12 +9,13 @@ import os
 import re
 import signal
 import tempfile
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from decimal import Decimal
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from msgspec import Struct
@@ -197,7 +198,7 @@ def make_all(jobs: Sequence[Job], *, processes: int) -> Generator[Made, None, No
     with (
         tempfile.TemporaryDirectory(prefix="p2psim-") as compiled,
         _environment({**ONE_THREAD, **_KEEP_COMPILED, "JAX_COMPILATION_CACHE_DIR": compiled}),
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_ignore_ctrl_c) as pool,
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare_process) as pool,
     ):
         try:
             while True:
@@ -229,9 +230,17 @@ def _outcome(job: Job, future: Future[Made]) -> Made:
     return Made(job, "", failed=f"{type(error).__name__}: {error}")
 
 
-def _ignore_ctrl_c() -> None:
-    """The terminal sends Ctrl-C to all of us; one decides."""
+def _prepare_process() -> None:
+    """The terminal sends Ctrl-C to all of us; one decides. When that one is gone, however it went, nobody goes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "this is a process for runs"
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path) -> list["Result"]
     with appending(out) as file:
         if file.dropped_bytes:
             click.echo(f"p2psim: {out}: dropped a torn last line of {file.dropped_bytes} bytes", err=True)
-        there = {one.key: one for one in read(out)}
+        there = {one.key: one for one in read(out, curves=False)}
         missing = [job for job in wanted if keys[job] not in there or there[keys[job]].failed]
         click.echo(
             f"{len(wanted)} runs, {len(wanted) - len(missing)} of them in {out} already, {processes} jobs",
@@ -113,6 +113,7 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path) -> list["Result"]
                     failed=one.failed,
                 )
                 file.append(line)
+                line.report.pop("curve", None)  # it is in the file; here it would only fill the memory
                 there[line.key] = line
                 failed += bool(one.failed)
                 progress.told(one, failed)

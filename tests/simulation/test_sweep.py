@@ -146,6 +146,25 @@ def running(group: int) -> list[str]:
     return found
 
 
+def test_no_process_goes_on_when_the_one_that_decides_is_killed(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", FOREGROUND, "sweep", "smoke-20", *SET, "--set", "duration_s=100000"),
+            *("--out", str(tmp_path / "r.jsonl"), "--seeds", "0:4", "--jobs", "2"),
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    while len(running(process.pid)) < 2:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert process.stderr.read() is not None  # until nobody holds it any more
+    assert running(process.pid) == []
+
+
 def test_ctrl_c_leaves_a_good_file_and_no_process(tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     process = subprocess.Popen(
