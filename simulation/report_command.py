@@ -47,14 +47,19 @@ def report_(file: str, seed: int | None, page_file: Path) -> None:
         sys.exit(2)
 
 
-def check_can_draw() -> None:
-    """Before a run that may take hours: ends the command where a report could not be drawn."""
+def check_can_draw(path: Path) -> None:
+    """Before a run that may take hours: ends the command where a page could not be drawn, or not be put there."""
     from simulation.drawings import DrawingsMissingError, check_library
 
     try:
         check_library()
     except DrawingsMissingError as error:
         click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+    if not os.access(path.parent, os.W_OK):
+        click.echo(
+            f"p2psim: {path}: cannot be written: there is no such folder, or it is not yours", err=True
+        )
         sys.exit(2)
 
 
@@ -64,7 +69,7 @@ def write_page(path: Path, result: "Result") -> None:
     Raises:
         ResultsError: it cannot be made or written.
     """
-    check_can_draw()
+    check_can_draw(path)
     from simulation.page import page
     from simulation.results import ResultsError
 

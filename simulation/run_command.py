@@ -110,13 +110,15 @@ def run_(
     if out is not None:
         _check_appendable(out)
     if page_file is not None:
-        check_can_draw()
+        check_can_draw(page_file)
     if watch and not every_s:
         click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
         sys.exit(2)
     report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch)
-    _save(loaded, report, replay, out=out, csv_file=csv_file, page_file=page_file)
+    saved = _save(loaded, report, replay, out=out, csv_file=csv_file, page_file=page_file)
     click.echo(msgspec.json.encode(report).decode() if as_json else told(report))
+    if not saved:
+        sys.exit(2)
     if report.partial:
         sys.exit(INTERRUPTED)
 
@@ -195,8 +197,11 @@ def _save(
     out: Path | None,
     csv_file: Path | None,
     page_file: Path | None,
-) -> None:
-    """Writes the files that were asked for. A partial run is nobody's result: it goes to no results file."""
+) -> bool:
+    """Writes the files that were asked for; False where one could not be written, which is told.
+
+    A partial run is nobody's result: it goes to no results file.
+    """
     from simulation.results import ResultsError, appending, result, write_csv
 
     one = result(describe(loaded), report.seed, replay, report=report)
@@ -212,7 +217,8 @@ def _save(
             write_page(page_file, one)
     except ResultsError as error:
         click.echo(f"p2psim: {error}", err=True)
-        sys.exit(2)
+        return False
+    return True
 
 
 def told(report: "Report") -> str:

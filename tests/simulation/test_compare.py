@@ -80,6 +80,8 @@ def test_verdicts_say_who_is_better_in_the_figure_s_own_direction() -> None:
     assert {row.key: row.verdict for row in compare(b, a)}["accuracy.mean"] == "A better"
     cheaper = side("c", [msgspec_replace(entry, bytes_sent=10 + entry.seed) for entry in a.results])
     assert {row.key: row.verdict for row in compare(a, cheaper)}["bytes_sent"] == "B better"
+    closer = side("d", [msgspec_replace(entry, consensus=0.1 + 0.001 * entry.seed) for entry in a.results])
+    assert {row.key: row.verdict for row in compare(a, closer)}["consensus"] == "B better"
 
 
 def msgspec_replace(entry: Result, **report: Any) -> Result:
