@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from crypto.identity import PublicKey, Signature, verify
+from crypto.signing import Purpose, network_id
 from gossip.events import Event, Received
 from p2pnode.values import CHOICES
 from simulation.network import SECONDS_MAX, Probability
 from simulation.seeds import Seeds
+from simulation.signatures import ModelledSignatures, Signatures
 
 if TYPE_CHECKING:
     from gossip.learning.task import RunInfo
@@ -109,3 +112,12 @@ class Adversaries:
         self._marks[frame] = kind
         if len(self._marks) > MARKS_MAX:
             del self._marks[next(iter(self._marks))]
+
+
+def verifier(
+    network: str, signatures: Signatures | None
+) -> Callable[[PublicKey, Purpose, bytes, Signature], None]:
+    """`crypto.identity.verify` of a network, for a checker: real signatures are really checked, whoever made them."""
+    judge = signatures.verify if isinstance(signatures, ModelledSignatures) else verify
+    name = network_id(network)
+    return lambda key, purpose, body, signature: judge(key, purpose, name, body, signature)

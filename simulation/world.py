@@ -48,7 +48,7 @@ from gossip.events import (
     Trained,
     Woken,
 )
-from simulation.adversaries import Adversaries
+from simulation.adversaries import Adversaries, verifier
 from simulation.batched import Batches, TrainingJob
 from simulation.checkers import ExchangeChecker
 from simulation.digest import EventDigest
@@ -248,6 +248,7 @@ class World:
         self._schedule(faults.absences)
         if self._checker is not None:
             self._checker.hostile = dict.fromkeys(self.hosts[index].key for index in self._hostile)
+            self._checker.verify = verifier(scenario.config.network, signatures)
 
     # --- what people ask ----------------------------------------------------------------------------
 
