@@ -31,6 +31,9 @@ def check_sense(scenario: "Scenario", source: str) -> None:
         raise wrong(
             source, "nat", "shares that add up to 1 at most", nat.full_cone + nat.restricted + nat.symmetric
         )
+    if scenario.stop.consensus and scenario.stop.from_s <= scenario.start_s:
+        want = f"a date after start_s ({scenario.start_s:g}), because nodes that have learned nothing agree as well"
+        raise wrong(source, "stop.from_s", want, scenario.stop.from_s)
     if scenario.adversaries.share and not scenario.adversaries.kinds:
         raise wrong(source, "adversaries.kinds", "at least one kind", scenario.adversaries.kinds)
     if scenario.adversaries.share and round(scenario.adversaries.share * scenario.nodes) > scenario.nodes - 2:

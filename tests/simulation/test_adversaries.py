@@ -1,5 +1,9 @@
 """Hostile members of an ordinary run reach honest nodes, and no figure is about them."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from math import isfinite
 from typing import Any
@@ -9,11 +13,13 @@ import pytest
 
 from gossip.learning.learner import Learner
 from simulation.adversaries import ACTS, MARKS_MAX, Adversaries, AdversarySettings
+from simulation.checkers import ViolationError
 from simulation.draw import HOSTILE_KINDS
 from simulation.mistakes import ScenarioError
 from simulation.run import RealParts, run
 from simulation.scenario import Scenario, parse
 from simulation.seeds import Seeds
+from simulation.signatures import RealSignatures
 from simulation.villain import Villain
 from simulation.world import World
 
@@ -160,3 +166,47 @@ def test_what_cannot_be_an_adversary_is_answered(settings: dict[str, Any], parts
         scenario(adversaries=settings)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_node_that_checks_no_signatures_is_caught(
+    stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RealSignatures, "verify", lambda *arguments: None)
+    stage = Stage(scenario(adversaries={"share": 0.4, "kinds": ["forged"], "every_s": 0.3}))
+    stages.append(stage)
+    with pytest.raises(ViolationError, match="no genuine frame"):
+        stage.world.run(12.0)
+
+
+EVERYTHING: dict[str, Any] = {
+    **SMALL,
+    "join": "random",
+    "network": {"preset": "mobile", "duplication": 0.05, "reorder": 0.05},
+    "geography": {"regions": [{"name": "here"}, {"name": "there", "longitude": 90.0}]},
+    "nat": {"full_cone": 0.1, "restricted": 0.2, "symmetric": 0.2},
+    "compute": {"lanes": 8, "stragglers": 0.2},
+    "churn": {"model": "diurnal", "session_s_mean": 6.0, "absence_s_mean": 2.0, "day_s": 10.0, "kills": 0.5},
+    "adversaries": {"share": 0.2, "kinds": ["poison_flip", "equivocation", "replayed"], "every_s": 0.5},
+    "stop": {"consensus": 1e-6, "accuracy_worst": 0.5, "from_s": 2.0, "every_s": 1.0, "sample": 4},
+}
+
+
+def test_with_everything_at_once_the_digest_is_the_same_in_every_process() -> None:
+    code = (
+        "import sys, json; from simulation.run import run; from simulation.scenario import parse;"
+        "found = run(parse(json.loads(sys.argv[1]), 'x.toml'), 5, central=False);"
+        "print(found.digest, found.accuracy.mean, found.consensus, sorted(found.faults.items()))"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code, json.dumps(EVERYTHING)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert told[0] == told[1]
+    for kind in ("nat", "churn", "crash", "poison_flip", "equivocation"):
+        assert f"'{kind}'" in told[0]

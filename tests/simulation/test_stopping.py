@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from simulation.mistakes import ScenarioError
+from simulation.scenario import parse
 from simulation.stopping import StopRule, StopSettings
 
 
@@ -78,3 +80,9 @@ def test_a_sample_is_drawn_anew_each_time_and_the_same_for_the_same_seed() -> No
 def test_the_dates_are_multiples_whoever_pauses_the_run_in_between() -> None:
     one = rule(every_s=2.5, consensus=1.0)
     assert [one.next(now) for now in (0.0, 0.1, 2.4, 2.5, 7.3)] == [2.5, 2.5, 2.5, 5.0, 7.5]
+
+
+def test_a_rule_that_would_end_a_run_before_it_has_begun_is_answered() -> None:
+    with pytest.raises(ScenarioError, match=r"stop\.from_s: expected a date after start_s \(2\)"):
+        parse({"stop": {"consensus": 0.1, "from_s": 2.0}}, "x.toml")
+    assert parse({"stop": {"consensus": 0.1, "from_s": 2.1}}, "x.toml").stop.asked
