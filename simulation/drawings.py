@@ -207,6 +207,7 @@ def _timeline(curve: Curve) -> Drawing:
         from matplotlib.ticker import MaxNLocator
 
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        above.set_xlim(0, end)
         _shade_cuts(above, curve, label="network cut")
         for number, kind in enumerate(kinds):
             those = [
@@ -229,6 +230,8 @@ def _timeline(curve: Curve) -> Drawing:
         above.yaxis.set_major_locator(MaxNLocator(integer=True))
         if incidents:
             _legend(above)
+        if not kinds:
+            above.set_yticks([])
         dates = [0.0, *(point.at_s for point in points)]
         for number, kind in enumerate(frames):
             counts = [0, *(point.faults.get(kind, 0) for point in points)]
@@ -286,13 +289,15 @@ def _contacts(curve: Curve) -> Drawing | None:
         bar.set_label("exchanges")
         bar.outline.set_visible(False)
 
+    shared = max(point.up for point in curve.points) > contacts.rows
+    neighbours = "; neighbours by index share a row" if shared else ""
     met = len(contacts.counts)
-    pairs = contacts.rows * (contacts.rows - 1)
+    pairs = contacts.rows * (contacts.rows - (not shared))  # those who share a row may meet
     most = max(contacts.counts, key=lambda entry: entry[2])
     text = (
-        f"Each row is an initiator, each column its partner, {contacts.rows} of each; of {pairs} ordered pairs {met} "
-        f"exchanged, the busiest ({most[0]} with {most[1]}) {most[2]} times. Partners drawn uniformly give an even "
-        "field; an empty row or column is a node that nobody reached."
+        f"Each row is an initiator, each column its partner, {contacts.rows} of each{neighbours}; "
+        f"of {pairs} ordered pairs {met} exchanged, the busiest ({most[0]} with {most[1]}) {most[2]} times. "
+        "Partners drawn uniformly give an even field; an empty row or column is a node that nobody reached."
     )
     return _drawing("contacts", "Who exchanged with whom", text, draw, height=_WIDTH * 0.85, whole=True)
 

@@ -42,8 +42,8 @@ p { margin: .4rem 0; max-width: 48rem; }
 .about, figcaption { color: var(--soft); }
 figcaption { font-size: .9rem; max-width: 48rem; }
 .warn { color: var(--warn); font-weight: 600; }
-figure { margin: 0; }
-svg { display: block; width: 100%; height: auto; font-family: system-ui, sans-serif; }
+figure { margin: 0; overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 34rem; height: auto; font-family: system-ui, sans-serif; }
 pre { background: transparent; border: 1px solid var(--line); border-radius: .3rem; padding: .6rem .8rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.5 ui-monospace, monospace; margin: .4rem 0; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
@@ -62,6 +62,7 @@ td { font-variant-numeric: tabular-nums; }
   :root { --ink: #000000; --paper: #ffffff; --soft: #444444; --line: #bbbbbb; --warn: #000000; }
   main { max-width: none; padding: 0; }
   figure, tr, .tiles li { break-inside: avoid; }
+  svg { min-width: 0; }
   h2 { break-after: avoid; }
 }
 """
