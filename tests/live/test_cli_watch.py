@@ -1,4 +1,4 @@
-"""`p2psim run --watch` on a real terminal (a pty): drawn, interrupted, and the terminal left as it was found."""
+"""`p2psim run --watch` and `sweep` on a real terminal (a pty): drawn, interrupted, and the terminal left as found."""
 
 import fcntl
 import os
@@ -30,17 +30,22 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 class Terminal:
-    """A pty with `p2psim run --watch` in it."""
+    """A pty with `p2psim` in it."""
 
-    def __init__(self, duration_s: float) -> None:
+    def __init__(self, *arguments: str, **settings: object) -> None:
         self.fd, self.inner = pty.openpty()
         fcntl.ioctl(self.inner, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.before = termios.tcgetattr(self.inner)
         self.seen = b""
-        command = [sys.executable, "-m", "simulation", "run", "smoke-20", "--watch", "--every", "1"]
-        settings = [f"duration_s={duration_s}", "faults.churn=0", "faults.crash=0", "faults.partitions=[]"]
+        command = [sys.executable, "-m", "simulation", *arguments, "--set=faults={}"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TAKE_TERMINAL, *command, *(f"--set={one}" for one in settings)],
+            [
+                sys.executable,
+                "-c",
+                TAKE_TERMINAL,
+                *command,
+                *(f"--set={key}={value}" for key, value in settings.items()),
+            ],
             cwd=ROOT,
             start_new_session=True,
             stdin=self.inner,
@@ -76,7 +81,7 @@ class Terminal:
 
 @pytest.fixture(params=[12.0, 3000.0])
 def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
-    made = Terminal(request.param)
+    made = Terminal("run", "smoke-20", "--watch", "--every", "1", duration_s=request.param)
     yield made
     made.close()
 
@@ -109,3 +114,17 @@ def test_ctrl_c_gives_a_partial_report_and_the_terminal_back(terminal: Terminal,
     assert "digest" in after
     assert "Traceback" not in after
     assert termios.tcgetattr(terminal.inner) == terminal.before
+
+
+def test_a_sweep_tells_how_far_it_is_on_one_line(tmp_path: Path) -> None:
+    arguments = ("sweep", "smoke-20", "--seeds", "0:3", "--jobs", "1", "--out", str(tmp_path / "r.jsonl"))
+    terminal = Terminal(*arguments, nodes=4, duration_s=3.0)
+    try:
+        terminal.read_until(b"2 of 3 runs, 0 failed")
+        terminal.read_until(b"left")
+        assert terminal.ended() == 0
+        assert SHOW_CURSOR in terminal.seen
+        assert b"95 % confidence interval" in terminal.seen
+        assert termios.tcgetattr(terminal.inner) == terminal.before
+    finally:
+        terminal.close()
