@@ -20,6 +20,8 @@ from typing import IO, Any
 import msgspec
 from msgspec import Struct
 
+from p2pnode import __version__
+
 # Raised when a field changes its meaning.
 FORMAT = 1
 # A line longer than this is not one of ours: a run of 65,536 nodes with its curve takes less than one MB.
@@ -55,7 +57,7 @@ def result(
     """
     tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(report)) if report is not None else {}
     return Result(
-        version=program_version(),
+        version=__version__,
         key=run_key(scenario, seed),
         scenario=dict(scenario),
         seed=seed,
@@ -70,7 +72,7 @@ def run_key(scenario: Mapping[str, Any], seed: int) -> str:
     """What tells a run from others: the scenario to its last key, the files it names, the seed, the version."""
     files = {key: _content(value) for key, value in flat(scenario).items() if isinstance(value, str)}
     named = {key: digest for key, digest in files.items() if digest}
-    encoded = msgspec.json.encode([FORMAT, program_version(), dict(scenario), named, seed], order="sorted")
+    encoded = msgspec.json.encode([FORMAT, __version__, dict(scenario), named, seed], order="sorted")
     return sha256(encoded).hexdigest()[:32]
 
 
@@ -83,11 +85,6 @@ def _content(text: str) -> str:
             return file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):  # no file, or no name for one
         return ""
-
-
-def program_version() -> str:
-    """Of the package that is installed."""
-    return version("p2pnode")
 
 
 def machine() -> dict[str, Any]:
