@@ -1,16 +1,19 @@
 """Links that differ: distance, downlinks, two ways that are not alike, measured traces, and who can be dialled."""
 
 import random
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from simulation.geography import Geography, GeographySettings, RegionSettings, distance_km
+from simulation.memory import MemoryNetwork
 from simulation.mistakes import ScenarioError
 from simulation.nat import KINDS, Nat, NatSettings
 from simulation.network import PRESETS, LinkModel, LinkSettings
@@ -300,3 +303,33 @@ def test_every_preset_is_a_network_that_makes_sense() -> None:
     for name in PRESETS:
         assert parse({"network": {"preset": name}}, "x.toml").network == PRESETS[name]
     assert PRESETS["mobile"].downlink_bytes_s > PRESETS["mobile"].bandwidth_bytes_s
+
+
+def test_whole_daemons_over_the_memory_network_feel_distance_and_nats_too() -> None:
+    """The second user of a link model knows its hosts by name."""
+    hosts: list[Any] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    where = Geography(
+        GeographySettings(regions=[PARIS, TOKYO], delay_s=[[0.0, 0.1], [0.1, 0.0]]), hosts, random.Random(1)
+    )
+    hidden = Nat(NatSettings(symmetric=0.34), hosts, random.Random(1))
+    behind_nat = next(host for host in hosts if hidden.kind(host))
+    other = next(host for host in hosts[1:] if host != behind_nat)
+    network = MemoryNetwork(VariedLinks(LinkSettings(), random.Random(1), geography=where, nat=hidden))
+    took: dict[str, float] = {}
+
+    async def dial(source: str, target: str) -> None:
+        listener = await network.host(target).listen(f"{target}:7400")
+        begun = trio.current_time()
+        took[target] = inf
+        with trio.move_on_after(60.0):
+            await network.host(source).dial(listener.address)
+            took[target] = trio.current_time() - begun
+        await listener.aclose()
+
+    async def both() -> None:
+        await dial(hosts[0], behind_nat)
+        await dial(hosts[0], other)
+
+    trio.run(both, clock=MockClock(autojump_threshold=0.0))
+    assert took[behind_nat] == inf
+    assert took[other] == pytest.approx(3 * where.delay_s(hosts[0], other))
