@@ -216,8 +216,15 @@ def check_task(scenario: Scenario, source: str) -> None:
                     f"{source}: task.name: expected a factory that takes part, parts and seed, which tell each node "
                     f"its own rows, found {task.name} without {key}"
                 )
+    if "part" in task.args:
+        raise wrong(
+            source, "task.args.part", "nothing, because each node is given its own part", task.args["part"]
+        )
     try:
-        load_task(task.name, {"parts": scenario.nodes, "seed": 0, **task.args, "part": scenario.nodes - 1})
+        parts = task.args.get("parts", scenario.nodes)
+        # Where there are fewer parts than nodes, several hold the same rows.
+        last = (scenario.nodes - 1) % parts if isinstance(parts, int) and parts > 0 else 0
+        load_task(task.name, {"parts": parts, "seed": 0, **task.args, "part": last})
     except UserError as error:
         reason = error.__cause__ or error  # without the list of all arguments
         raise ScenarioError(f"{source}: task.args: {reason}") from error
