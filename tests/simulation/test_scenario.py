@@ -2,8 +2,10 @@
 
 import copy
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,48 @@ def test_a_number_out_of_range_is_answered_and_one_within_is_taken(
         answered(tree)
     else:
         assert all(math.isfinite(number) for number in numbers(msgspec.to_builtins(scenario), ""))
+
+
+SHIPPED = [(resources.files("simulation") / "scenarios" / f"{name}.toml").read_bytes() for name in shipped()]
+PIECES = [
+    b"9",
+    b"-",
+    b"e308",
+    b"nan",
+    b"[",
+    b"{",
+    b"=",
+    b'"',
+    b".",
+    b"_",
+    b"\n",
+    b"\xff",
+    b"\\u0000",
+    b"1979-05-27",
+]
+
+
+@given(
+    text=st.sampled_from(SHIPPED),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 8), st.sampled_from([b"", *PIECES])), max_size=4
+    ),
+)
+def test_a_file_with_any_bytes_changed_is_a_scenario_or_a_sentence(
+    text: bytes, edits: list[tuple[float, int, bytes]]
+) -> None:
+    for place, cut, piece in edits:
+        at = int(place * len(text))
+        text = text[:at] + piece + text[at + cut :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.toml"
+        path.write_bytes(text)
+        said = ""
+        try:
+            load(str(path))
+        except ScenarioError as error:
+            said = str(error)
+        assert said == "" or (said.startswith(f"{path}: ") and said.isprintable())
 
 
 def numbers(tree: Any, where: str) -> Iterator[float]:
