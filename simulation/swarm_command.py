@@ -1,10 +1,12 @@
 """`p2psim swarm` and `p2psim shrink`: many seeds on all cores, and the smallest failing version of one of them."""
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from time import perf_counter
 from typing import Any
 
@@ -52,6 +54,18 @@ class SwarmTotals(Struct, kw_only=True):
     unseen: list[str] = []  # kinds of faults that no seed met
 
 
+def _die_with_parent() -> None:
+    """In a worker: without it, workers of a command that was killed wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def wait_for_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
 def run_many(
     settings: Iterator[Any], *, jobs: int, told: Callable[[Any, Any, BaseException | None], bool]
 ) -> None:
@@ -62,7 +76,8 @@ def run_many(
     from simulation.swarm import run_seed
 
     # Spawned: forking a process that has threads may hang.
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_die_with_parent) as pool:
         waiting: dict[Future[Any], Any] = {}
         go_on = True
         while True:

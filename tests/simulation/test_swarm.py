@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +228,33 @@ def test_whoever_is_eclipsed_goes_on_knowing_somebody_honest() -> None:
             world.inspect()
     finally:
         world.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
+def test_workers_end_with_a_command_that_is_killed() -> None:
+    run = swarm_in_a_process("0:100000", "0", "--jobs", "2")
+    try:
+        mine = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        while len(workers := mine.read_text().split()) < 3:  # two, and the tracker of their resources
+            time.sleep(0.05)
+    finally:
+        run.kill()
+        run.wait()
+        for stream in (run.stdout, run.stderr):  # workers hold the other ends: nobody may wait for their end
+            assert stream is not None
+            stream.close()
+    assert run.returncode == -signal.SIGKILL
+    end = time.monotonic() + 60.0
+    while any(_runs(worker) for worker in workers):
+        assert time.monotonic() < end, "they wait for work that nobody sends"
+        time.sleep(0.05)
+
+
+def _runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_every_villain_is_a_node_of_its_own() -> None:
