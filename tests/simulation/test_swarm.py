@@ -37,7 +37,7 @@ NODES_MAX = 6
 
 
 # At the pace of a daemon's own settings; together with the above, more than a thousand hours of nodes.
-SEEDS_OF_HOURS = "50:76"
+SEEDS_OF_HOURS = "50:69"
 
 
 def swarm_in_a_process(seeds: str, hash_seed: str, *more: str) -> subprocess.Popen[str]:
