@@ -170,6 +170,8 @@ def parse(tree: Mapping[str, Any], source: str) -> Scenario:
         ) in network:  # before the defaults of the preset are put in, which has a name of its own to offer
             if key not in (names := ("preset", *LinkSettings.__struct_fields__)):
                 raise unknown(source, f"network.{shortened(key)}", key, names)
+        if preset == "trace" and network.get("trace", "") == "":
+            raise wrong(source, "network.trace", "the path of a CSV file for the preset trace", "")
         tree = {**tree, "network": {**msgspec.structs.asdict(PRESETS[preset]), **network}}
     check_tree(tree, Scenario, source)
     _check_plain(tree.get("task", {}).get("args", {}), source, "task.args")

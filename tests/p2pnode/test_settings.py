@@ -122,7 +122,11 @@ def test_a_mistake_in_the_file_is_a_sentence_with_file_key_expected_and_got(
     ("environ", "flags", "part"),
     [
         ({"P2PNODE_LEARNING__LOCAL_STEP": "8"}, [], "P2PNODE_LEARNING__LOCAL_STEP: there is no setting"),
-        ({"P2PNODE_DHT__K": "many"}, [], "P2PNODE_DHT__K: dht.k: expected a whole number between 1 and 64, got text ('many')"),
+        (
+            {"P2PNODE_DHT__K": "many"},
+            [],
+            "P2PNODE_DHT__K: dht.k: expected a whole number between 1 and 64, got text ('many')",
+        ),
         ({}, [("--set", "dht.kk", "8")], "--set: there is no setting 'dht.kk'; did you mean dht.k?"),
         ({}, [("--set", "dht.k", "8\nalpha = 3")], "dht.k: expected a whole number"),
     ],

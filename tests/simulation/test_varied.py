@@ -301,7 +301,10 @@ def test_what_cannot_be_a_network_is_answered(tree: dict[str, Any], parts: list[
 
 def test_every_preset_is_a_network_that_makes_sense() -> None:
     for name in PRESETS:
-        assert parse({"network": {"preset": name}}, "x.toml").network == PRESETS[name]
+        if name != "trace":
+            assert parse({"network": {"preset": name}}, "x.toml").network == PRESETS[name]
+    with pytest.raises(ScenarioError, match=r"network\.trace: expected the path of a CSV file"):
+        parse({"network": {"preset": "trace"}}, "x.toml")
     assert PRESETS["mobile"].downlink_bytes_s > PRESETS["mobile"].bandwidth_bytes_s
 
 
