@@ -38,7 +38,8 @@ ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
 # Compiling takes longer than many a run (2.5 s of 3): what one process compiled for a task the others load. In a folder
-# that only we can read, because what is loaded from it is executed.
+# that only we can read, because what is loaded from it is executed; or in the one that somebody has for it.
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
 _KEEP_COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -197,7 +198,7 @@ def make_all(jobs: Sequence[Job], *, processes: int) -> Generator[Made, None, No
     # Spawned: forking a process in which JAX has threads may hang.
     with (
         tempfile.TemporaryDirectory(prefix="p2psim-") as compiled,
-        _environment({**ONE_THREAD, **_KEEP_COMPILED, "JAX_COMPILATION_CACHE_DIR": compiled}),
+        _environment({_COMPILED: os.environ.get(_COMPILED, compiled), **ONE_THREAD, **_KEEP_COMPILED}),
         ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare_process) as pool,
     ):
         try:

@@ -96,7 +96,13 @@ def sweep(out: Path, *arguments: str, **environment: str) -> "subprocess.Complet
     return subprocess.run(
         [sys.executable, "-c", FOREGROUND, "sweep", "smoke-20", *SET, "--out", str(out), *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(out.parent), **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(out.parent),
+            # Of all sweeps here together: they train the same models.
+            "JAX_COMPILATION_CACHE_DIR": str(out.parent.parent / "compiled"),
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=200,
