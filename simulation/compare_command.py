@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from simulation.compare import Row, Selection, Side
 
 
-@click.command("compare")
+@click.command("compare", short_help="Which of two experiments is better, and how sure that is.")
 @click.argument("a")
 @click.argument("b")
 @click.option(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _PAGE = Path("report.html")
 
 
-@click.command("report")
+@click.command("report", short_help="The page of one run in a results file.")
 @click.argument("file", metavar="FILE.jsonl")
 @click.option("--seed", type=click.IntRange(min=0), help="The run with this seed, where there are several.")
 @click.option(

@@ -43,7 +43,7 @@ def load_or_exit(name: str, changes: tuple[str, ...]) -> Scenario:
         sys.exit(2)
 
 
-@click.command("run")
+@click.command("run", short_help="Run one scenario with one seed.")
 @click.argument("scenario")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same run.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simulation.interrupt import INTERRUPTED
 from simulation.scenario import ScenarioError
 from simulation.swarm_command import SeedRange
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from simulation.sweep import Job, Made
 
 
-@click.command("sweep")
+@click.command("sweep", short_help="Many runs: every combination of values, every seed.")
 @click.argument("scenario")
 @click.option(
     "--vary",
@@ -73,6 +74,9 @@ def sweep(
     except (ScenarioError, SweepError, ResultsError) as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo(f"p2psim: interrupted; what is done is in {out}, and the same command goes on", err=True)
+        sys.exit(INTERRUPTED)
     click.echo(table(results, [text.partition("=")[0] for text in vary]))
     if any(one.failed for one in results):
         sys.exit(1)

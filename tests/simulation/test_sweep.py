@@ -194,6 +194,7 @@ def test_ctrl_c_leaves_a_good_file_and_no_process(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
+    assert "the same command goes on" in stderr.splitlines()[-1]
     assert 2 <= len(read(out)) < 1000
     assert running(process.pid) == []
 
