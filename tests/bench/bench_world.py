@@ -74,6 +74,11 @@ def world() -> list[Figure]:
     assert 0 < wall <= whole
     updates, events = found["node_updates"] / wall, found["events"] / wall
     settled = found["settled"]["node_updates"] / found["settled"]["wall_s"]
+    modelled = answer(
+        *(BIN / "p2psim", "run", SCENARIO, "--seed", "1", "--no-checks", "--json"),
+        *("--set", "compute.signatures=modelled"),
+    )
+    assert (found["signatures"], modelled["signatures"]) == ("real", "modelled")
     where = f"{NODES} nodes, {found['accuracy']['mean']:.3f} accurate at the end"
     return [
         Figure(
@@ -87,6 +92,14 @@ def world() -> list[Figure]:
         Figure(
             name="world: node-updates, second half: everybody has found everybody",
             value=settled,
+            unit="1/s",
+            reference=GOSSIPY_UPDATES,
+            against="gossipy",
+            recorded=True,
+        ),
+        Figure(
+            name="world: node-updates, signatures modelled",
+            value=modelled["node_updates"] / modelled["wall_s"],
             unit="1/s",
             reference=GOSSIPY_UPDATES,
             against="gossipy",

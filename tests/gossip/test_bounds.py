@@ -41,6 +41,23 @@ def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: py
     assert sum(kept) == b.node._exchanges._replies_bytes <= 3 * len(reply)
 
 
+def test_a_reply_is_kept_for_as_long_as_somebody_may_ask_again(net: Any, quiet: Any) -> None:
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
+    net.run(5.0)
+    net.exchange(a, b)
+    replies = b.node._exchanges._replies
+    [old] = replies
+    net.run(quiet.exchange.timeout_s / 3)
+    net.exchange(a, b)
+    assert old in replies
+
+    net.run(quiet.exchange.timeout_s)
+    net.exchange(a, b)
+
+    assert old not in replies
+    assert len(replies) == 1
+
+
 def test_a_flood_of_refused_offers_does_not_push_out_the_reply_of_another(net: Any, quiet: Any) -> None:
     a, b, flooder = (net.add(config=quiet, weight=weight) for weight in (1.0, 3.0, 2.0))
     net.run(5.0)

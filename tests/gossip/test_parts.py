@@ -95,6 +95,28 @@ def test_flood_of_repetitions_does_not_enter_a_full_pool():
     assert 30 <= share <= 70
 
 
+def test_who_was_too_large_for_a_full_pool_may_enter_when_there_is_room_or_another_key():
+    membership = make_membership(10)
+    everybody = [contact(n) for n in range(200)]
+    for c in everybody:
+        membership.observe(c, 0)
+    out = next(c for c in everybody if c.node not in membership)
+    membership.observe(out, 0)
+    assert out.node not in membership
+
+    membership.forget(membership.contacts()[0].node)
+    membership.observe(out, 0)
+    assert out.node in membership
+
+    before = {c.node for c in membership.contacts()}
+    membership.rotate(b"k" * 16)
+    for c in everybody:
+        membership.observe(c, 0)
+    after = {c.node for c in membership.contacts()}
+    assert len(after) == 10
+    assert len(after - before) > 3
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 2)), max_size=60))
 def test_pool_draws_only_present_holders_of_the_shard(orders):
     membership, plain, rng = make_membership(1024), set(), random.Random(0)
