@@ -203,35 +203,32 @@ def _timeline(curve: Curve) -> Drawing:
         :_LINES_MAX
     ]
 
-    def draw(figure: "Figure") -> None:
+    def draw_machines(axes: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        above.set_xlim(0, end)
-        _shade_cuts(above, curve, label="network cut")
+        _shade_cuts(axes, curve, label="network cut")
         for number, kind in enumerate(kinds):
-            those = [
-                incident for incident in incidents if incident.kind == kind and incident.node is not None
-            ]
-            nodes = [incident.node for incident in those]
+            those = [entry for entry in incidents if entry.kind == kind and entry.node is not None]
+            nodes = [entry.node for entry in those if entry.node is not None]
+            begins = [entry.at_s for entry in those]
+            ends = [end if entry.until_s is None else entry.until_s for entry in those]
             color = _KINDS[number % len(_KINDS)]
-            ends = [end if incident.until_s is None else incident.until_s for incident in those]
-            above.hlines(nodes, [incident.at_s for incident in those], ends, color=color, linewidth=2)
-            above.scatter(
-                [incident.at_s for incident in those],
-                nodes,
-                color=color,
-                marker="ox^sDv"[number % 6],
-                s=18,
-                label=_name(kind),
-            )
-        above.set_ylabel("node that was away")
-        above.margins(y=0.08)
-        above.yaxis.set_major_locator(MaxNLocator(integer=True))
-        if incidents:
-            _legend(above)
+            axes.hlines(nodes, begins, ends, color=color, linewidth=2)
+            axes.scatter(begins, nodes, color=color, marker="ox^sDv"[number % 6], s=18, label=_name(kind))
+        axes.set_ylabel("node that was away")
+        axes.margins(y=0.08)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if not kinds:
-            above.set_yticks([])
+            axes.set_yticks([])
+        _legend(axes)
+
+    def draw(figure: "Figure") -> None:
+        if incidents:
+            above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+            draw_machines(above)
+        else:
+            below = figure.subplots()
+        below.set_xlim(0, end)
         dates = [0.0, *(point.at_s for point in points)]
         for number, kind in enumerate(frames):
             counts = [0, *(point.faults.get(kind, 0) for point in points)]
@@ -262,7 +259,8 @@ def _timeline(curve: Curve) -> Drawing:
     rest = ", ".join(f"{totals[kind]} {_name(kind)}" for kind in frames) or "none"
     left_out = f" {curve.incidents_left_out} more are not drawn." if curve.incidents_left_out else ""
     text = f"Machines and network: {', '.join(said) or 'nothing struck'}.{left_out} Single frames and links: {rest}."
-    return _drawing("faults", "Faults", text, draw, height=_HEIGHT * 1.5, whole=True)
+    height = _HEIGHT * (1.5 if incidents else 1)
+    return _drawing("faults", "Faults", text, draw, height=height, whole=True)
 
 
 def _contacts(curve: Curve) -> Drawing | None:

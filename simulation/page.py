@@ -181,6 +181,8 @@ def _tiles(report: Mapping[str, Any]) -> str:
         (number("bytes_sent", ",.1f", 1e6) + " MB", "sent"),
         (number("virtual_s", ",.6g") + " s", "virtual time"),
     ]
+    if figure(report, "hostile") > 0:
+        tiles.insert(5, (number("hostile", ".0f"), "of them hostile"))
     items = "\n".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for value, name in tiles)
     return f'<ul class="tiles">\n{items}\n</ul>'
 
