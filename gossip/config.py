@@ -71,10 +71,10 @@ class ExchangeConfig:
     # Refuse weights that are further from the initial weights than so many times our own distance plus 0.3 per value
     # (root mean square; it lets a new node take over a trained model).
     norm_factor: Annotated[float, Meta(ge=1, le=1e9)] = 10.0
-    # Shorten a change to so many times what recent exchanges changed. Smaller: a hostile peer moves us less at each
-    # contact, and honest nodes agree more slowly.
-    clip_factor: Factor = 4.0
-    # Refuse weights that are further from ours than so many times what recent exchanges changed.
+    # Shorten a change to so many times what exchanges usually change (their median). Smaller: a hostile peer moves us
+    # less at each contact, and honest nodes agree more slowly; at 1 and below they would stop to agree.
+    clip_factor: Factor = 2.0
+    # Refuse weights that are further from ours than so many times what exchanges usually change.
     distance_factor: Factor = 16.0
     # Offers taken from one peer per second, on average; four times as many in a burst. Checking a signature takes about
     # 0.1 ms, so one peer can cost us half a percent of a core by this.

@@ -35,7 +35,7 @@ from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
 from p2pnode.tasks.partition import ARGUMENTS
 from simulation.fleet_data import Rows, batches, divided
-from simulation.fleet_network import End, Outcome, Rules, deal, exchange, in_runs, lie
+from simulation.fleet_network import Crowd, End, Leaves, Outcome, Rules, crowd, deal, exchange, in_runs, lies
 from simulation.fleet_settings import FleetAccuracy, FleetReport, FleetSettings, Point
 from simulation.seeds import Seeds
 
@@ -64,7 +64,7 @@ _QUANTILES = (0.1, 0.5, 0.9)
 
 Key: TypeAlias = jax.Array
 # In the order of the schema; float32, a leaf as one row: (..., size), which is read and written in one piece.
-_Leaves: TypeAlias = tuple[jax.Array, ...]
+_Leaves: TypeAlias = Leaves
 
 
 class _State(NamedTuple):
@@ -77,7 +77,7 @@ class _State(NamedTuple):
     jobs: jax.Array  # (m,) uint32: training jobs that it has done
     up: jax.Array  # (m,) bool
     met: jax.Array  # (m,) float32: history of its gate
-    mean: jax.Array  # (m,) float32
+    usual: jax.Array  # (m,) float32
 
 
 class _Ends(NamedTuple):
@@ -89,7 +89,7 @@ class _Ends(NamedTuple):
     present: jax.Array
     node: jax.Array
     met: jax.Array
-    mean: jax.Array
+    usual: jax.Array
 
 
 class _Counts(NamedTuple):
@@ -152,6 +152,7 @@ class Fleet:
         self._key = seeds.integer("fleet") % 2**32
         self._shuffle_seed = seeds.integer("batches") % 2**32
         self._bad = round(settings.attackers * settings.nodes)
+        self._lying = self._bad > 0 and settings.attack != "labels"
         self._slow = round(settings.stragglers * settings.nodes)
         self._everybody = self._slots * self.devices == settings.nodes and not settings.churn
         self._spec: Any = _State(*[_SHARED_OUT] * len(_State._fields))  # type: ignore[arg-type]
@@ -278,7 +279,7 @@ class Fleet:
             jobs=jnp.zeros(m, jnp.uint32),
             up=jnp.ones(m, bool),
             met=jnp.zeros(m, jnp.float32),
-            mean=jnp.zeros(m, jnp.float32),
+            usual=jnp.zeros(m, jnp.float32),
         )
 
     # --- rounds, on one device of the mesh --------------------------------------------------------------------
@@ -364,7 +365,7 @@ class Fleet:
         k_busy, k_first, k_second, k_turn = jax.random.split(key, 4)
         n = len(self._shapes)
         x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
-        node, jobs, up, met, mean = small
+        node, jobs, up, met, usual = small
         active = self._active(k_busy, node, up)  # (width,): trains, and asks
         trained, optimiser = self._trained(x, optimiser, active, node, jobs, rows)
         # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
@@ -376,18 +377,20 @@ class Fleet:
 
         def ends(part: slice) -> _Ends:
             now, before = (tuple(leaf[part] for leaf in leaves) for leaves in (trained, x))
-            return _Ends(now, before, active[part], present[part], node[part], met[part], mean[part])
+            return _Ends(now, before, active[part], present[part], node[part], met[part], usual[part])
 
         asks, asked = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
-        a, b, first = self._wave(k_first, asks, asked, genesis)
-        # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows come
-        # one by one the next one's is as good as any other; in runs, neighbours know the same.
+        # Attackers know those with whom they lie in one chunk.
+        known = crowd(trained, present & (node >= self._bad)) if self._lying else None
+        a, b, first = self._wave(k_first, asks, asked, genesis, known)
+        # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows
+        # come one by one the next one's is as good as any other; in runs, neighbours know the same.
         turn: int | jax.Array = 1
         if self._run_rows > 1:
             turn = jax.random.randint(k_turn, (), 1, lanes, jnp.int32)
         there, back = (_turned(lanes, by) for by in (turn, lanes - turn))
         b = jax.tree_util.tree_map(lambda array: _take(array, there), b._replace(before=asked.x))
-        b, a, second = self._wave(k_second, b, a, genesis)
+        b, a, second = self._wave(k_second, b, a, genesis, known)
         b = jax.tree_util.tree_map(lambda array: _take(array, back), b)
         counts = _Counts(
             jnp.sum(active).astype(jnp.int32),
@@ -398,7 +401,7 @@ class Fleet:
             jobs + active.astype(jnp.uint32),
             up,
             jnp.concatenate([a.met, b.met]),
-            jnp.concatenate([a.mean, b.mean]),
+            jnp.concatenate([a.usual, b.usual]),
         )
         return (a.x, b.x), (*readout, *optimiser), small, counts
 
@@ -412,13 +415,19 @@ class Fleet:
             leaves = jax.tree_util.tree_leaves(trained)
             return tuple(leaf.astype(jnp.float32).reshape(-1) for leaf in leaves), optimiser
 
+        taken = batches(
+            rows, node, jobs, steps=self.settings.local_steps, size=self._batch, seed=self._shuffle_seed
+        )
+        if (
+            self._bad and self.settings.attack == "labels"
+        ):  # an honest node with false labels: the last for the first
+            wrong = jnp.max(rows.train["y"]) - taken["y"]
+            taken = {**taken, "y": _chosen(node < self._bad, wrong, taken["y"])}
         stepped = jax.vmap(one)(
             x,
             optimiser,
             jobs == 0,
-            batches(
-                rows, node, jobs, steps=self.settings.local_steps, size=self._batch, seed=self._shuffle_seed
-            ),
+            taken,
             node.astype(jnp.uint32),
             jobs * jnp.uint32(self.settings.local_steps),
         )
@@ -433,7 +442,9 @@ class Fleet:
             [leaf.reshape(shape) for leaf, shape in zip(x, self._shapes, strict=True)]
         )
 
-    def _wave(self, key: Key, i: _Ends, j: _Ends, genesis: _Leaves) -> tuple[_Ends, _Ends, list[jax.Array]]:
+    def _wave(
+        self, key: Key, i: _Ends, j: _Ends, genesis: _Leaves, known: Crowd | None
+    ) -> tuple[_Ends, _Ends, list[jax.Array]]:
         """Each of i asks its partner of j; return both as they are then, and what _Counts counts from `finished` on."""
         settings, lanes = self.settings, self._lanes
         k_late, k_legs = jax.random.split(key)
@@ -441,9 +452,10 @@ class Fleet:
         if settings.late:
             late = jax.random.uniform(k_late, (lanes,)) < settings.late
             shown_i = tuple(_chosen(late, *pair) for pair in zip(i.before, i.x, strict=True))
-        if self._bad:
-            shown_i = self._lies(i.node, shown_i, genesis)
-            shown_j = self._lies(j.node, shown_j, genesis)
+        if known is not None:
+            k_i, k_j = jax.random.split(jax.random.fold_in(key, 2))
+            shown_i = self._lies(k_i, i.node, shown_i, genesis, known)
+            shown_j = self._lies(k_j, j.node, shown_j, genesis, known)
         asks, replies = i.active & j.present, jnp.ones(lanes, bool)
         if settings.loss:
             arrives = jax.random.uniform(k_legs, (2, lanes)) >= settings.loss
@@ -455,7 +467,7 @@ class Fleet:
         vectors = [[jnp.concatenate(part, axis=-1)] if whole else list(part) for part in parts]
         outs: list[Outcome] = [
             jax.vmap(partial(exchange, self._rules), in_axes=(None, 0, 0, 0, 0))(
-                reference, End(i_x, i_shown, i.met, i.mean), End(j_x, j_shown, j.met, j.mean), asks, replies
+                reference, End(i_x, i_shown, i.met, i.usual), End(j_x, j_shown, j.met, j.usual), asks, replies
             )
             for reference, i_x, i_shown, j_x, j_shown in zip(*vectors, strict=True)
         ]
@@ -469,16 +481,14 @@ class Fleet:
             for end in (0, 1)
         )
         return (
-            i._replace(x=i_x, met=out.met[0], mean=out.mean[0]),
-            j._replace(x=j_x, met=out.met[1], mean=out.mean[1]),
+            i._replace(x=i_x, met=out.met[0], usual=out.usual[0]),
+            j._replace(x=j_x, met=out.met[1], usual=out.usual[1]),
             counts,
         )
 
-    def _lies(self, node: jax.Array, x: _Leaves, genesis: _Leaves) -> _Leaves:
-        return tuple(
-            _chosen(node < self._bad, lie(self.settings.attack, leaf, reference[None]), leaf)
-            for leaf, reference in zip(x, genesis, strict=True)
-        )
+    def _lies(self, key: Key, node: jax.Array, x: _Leaves, genesis: _Leaves, known: Crowd) -> _Leaves:
+        told = lies(key, self.settings.attack, x, genesis, known)
+        return tuple(_chosen(node < self._bad, lie, leaf) for lie, leaf in zip(told, x, strict=True))
 
     def _half(self, number: jax.Array) -> jax.Array:
         """Where in the slabs the nodes lie when round `number` begins."""

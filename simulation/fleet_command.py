@@ -9,13 +9,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 import msgspec
 
 from gossip.config import CODECS
-from simulation.fleet_settings import FleetReport, FleetSettings, Point
+from simulation.fleet_settings import Attack, FleetReport, FleetSettings, Point
 
 if TYPE_CHECKING:
     import jax
@@ -56,7 +56,7 @@ def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @_setting("stragglers", _SHARE, "Nodes that are slow.")
 @_setting("slowness", click.FloatRange(min=1), "Rounds that one of theirs takes, on average.")
 @_setting("attackers", _SHARE, "Nodes that lie about their weights.")
-@_setting("attack", click.Choice(["flip", "scale", "nan"]), "How they lie.")
+@_setting("attack", click.Choice(get_args(Attack)), "How they lie.")
 @_setting("every", _COUNT, "Measure a sample after so many rounds.")
 @_setting("sample", _COUNT, "Nodes in it.")
 @_setting("seed", click.IntRange(min=0), "Same seed and number of devices, same run.")

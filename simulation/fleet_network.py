@@ -9,7 +9,7 @@ round 1/4. The world's regular rounds leave 1 / (2 sqrt(e)) = 0.30 (Jelasity, Mo
 What one pair does is `gossip.learning.pair`, `codec` and `gate`, the very lines of the daemon, over jax.numpy.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,19 @@ from gossip.learning import gate, pair
 from gossip.learning.codec import value
 from simulation.fleet_settings import Attack
 
-# How many times too far from the reference the state is that a "scale" attacker shows. A guess; norm_factor refuses
-# states 10 times as far as our own.
-_SCALE = 20.0
+# How a state is told wrongly: so many times the distance from the reference. As `flip` and `nan` it is the lie of one
+# who knows only itself. 20 passes the limit on norms in the first rounds, when little was learned; 100 would not.
+_FACTORS = {"flip": -1.0, "scale": 20.0, "nan": np.nan}
+
+# What attackers tell who know the honest ones and act in concert. alie, "a little is enough" (Baruch, Baruch and
+# Goldberg 2019): the mean less so many standard deviations in every value. ipm, inner-product manipulation (Xie,
+# Koyejo and Gupta 2019): the mean of what was learned times so much. shift: the mean, moved back by so many
+# times the root mean square distance of honest nodes from it; with 3 a change is only just clipped.
+_ALIE_DEVIATIONS = 1.5
+_IPM_FACTOR = -0.5
+_SHIFT = 3.0
+
+Leaves: TypeAlias = tuple[jax.Array, ...]
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -39,7 +49,7 @@ class End(NamedTuple):
     x: jax.Array  # (values,) float32: its weights
     shown: jax.Array  # (values,): what the other end is told they are; x unless late or a lie
     met: jax.Array  # () float32: history of its gate
-    mean: jax.Array  # () float32
+    usual: jax.Array  # () float32
 
 
 class Outcome(NamedTuple):
@@ -47,7 +57,7 @@ class Outcome(NamedTuple):
 
     x: tuple[jax.Array, jax.Array]  # of initiator and responder
     met: tuple[jax.Array, jax.Array]
-    mean: tuple[jax.Array, jax.Array]
+    usual: tuple[jax.Array, jax.Array]
     answered: jax.Array  # () bool: the responder applied its half
     finished: jax.Array  # () bool: the initiator, too
     refused: jax.Array  # () bool: a gate said no
@@ -77,41 +87,91 @@ def exchange(
                 jnp.where(answered, pair.towards(j.x, c.vector), j.x),
             ),
             met=(i.met, j.met),
-            mean=(i.mean, j.mean),
+            usual=(i.usual, j.usual),
             answered=answered,
             finished=finished,
             refused=jnp.zeros_like(asks),
         )
     config = rules.config
-    declared = gate.clip_limit(jnp, config, count=i.met, mean=i.mean, own=pair.norm(jnp, value(coded)))
-    accepted = (seen.offered <= gate.state_limit(config, size=size, own=seen.own)) & (
-        seen.distance <= gate.distance_limit(jnp, config, count=j.met, mean=j.mean, own=seen.own)
+    declared = gate.clip_limit(jnp, config, count=i.met, usual=i.usual, own=pair.norm(jnp, value(coded)))
+    accepted = (seen.offered <= gate.state_limit(jnp, config, size=size, own=seen.own)) & (
+        seen.distance <= gate.distance_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own)
     )
-    limit = jnp.minimum(declared, gate.clip_limit(jnp, config, count=j.met, mean=j.mean, own=seen.own))
+    limit = jnp.minimum(declared, gate.clip_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own))
     c = pair.change(jnp, seen.difference, codec=rules.codec, limit=limit)
     own = pair.norm(jnp, i.x - reference)
     taken = c.norm <= gate.change_limit(jnp, config, size=size, own=own, declared=declared)
     answered = asks & accepted
     finished = answered & replies & taken
-    i_count, i_mean = gate.remembered(jnp, count=i.met, mean=i.mean, distance=c.norm)
-    j_count, j_mean = gate.remembered(jnp, count=j.met, mean=j.mean, distance=c.norm)
+    i_count, i_usual = gate.remembered(jnp, count=i.met, usual=i.usual, norm=c.norm)
+    j_count, j_usual = gate.remembered(jnp, count=j.met, usual=j.usual, norm=c.norm)
     return Outcome(
         x=(
             jnp.where(finished, pair.away(i.x, c.vector), i.x),
             jnp.where(answered, pair.towards(j.x, c.vector), j.x),
         ),
         met=(jnp.where(finished, i_count, i.met), jnp.where(answered, j_count, j.met)),
-        mean=(jnp.where(finished, i_mean, i.mean), jnp.where(answered, j_mean, j.mean)),
+        usual=(jnp.where(finished, i_usual, i.usual), jnp.where(answered, j_usual, j.usual)),
         answered=answered,
         finished=finished,
         refused=asks & (~accepted | (replies & ~taken)),
     )
 
 
-def lie(attack: Attack, x: jax.Array, reference: jax.Array) -> jax.Array:
-    """What an attacker says its weights are, in offers and as the base of its answers; x has shape (values,)."""
-    factor = {"flip": -1.0, "scale": _SCALE, "nan": np.nan}[attack]
-    return reference + np.float32(factor) * (x - reference)
+class Crowd(NamedTuple):
+    """What attackers know of honest nodes; leaves of shape (size,)."""
+
+    mean: Leaves
+    deviation: Leaves
+
+
+def crowd(x: Leaves, honest: jax.Array) -> Crowd:
+    """Mean and standard deviation over the rows of x, leaves of shape (rows, size), where `honest`, (rows,) bool."""
+    weights = honest.astype(jnp.float32) / jnp.maximum(jnp.sum(honest), 1)
+    mean = tuple(jnp.tensordot(weights, leaf, axes=1) for leaf in x)
+    squares = (jnp.square(leaf - middle[None]) for leaf, middle in zip(x, mean, strict=True))
+    return Crowd(mean, tuple(jnp.sqrt(jnp.tensordot(weights, square, axes=1)) for square in squares))
+
+
+def lies(key: jax.Array, attack: Attack, x: Leaves, reference: Leaves, honest: Crowd) -> Leaves:
+    """What attackers say their weights are, in offers and as the base of their answers.
+
+    Args:
+        x: Their own, leaves of shape (rows, size).
+        reference: Leaves of shape (size,).
+    """
+    if attack in _FACTORS:
+        factor = np.float32(_FACTORS[attack])
+        return tuple(
+            base[None] + factor * (leaf - base[None]) for leaf, base in zip(x, reference, strict=True)
+        )
+    if attack == "noise":  # as far from the reference as the truth, in a direction that nobody can use
+        norm = jnp.sqrt(
+            sum(
+                jnp.sum(jnp.square(leaf - base[None]), axis=1)
+                for leaf, base in zip(x, reference, strict=True)
+            )
+        )
+        rms = norm / np.sqrt(sum(base.shape[0] for base in reference))
+        keys = jax.random.split(key, len(x))
+        return tuple(
+            base[None] + rms[:, None] * jax.random.normal(one, leaf.shape)
+            for one, leaf, base in zip(keys, x, reference, strict=True)
+        )
+    if attack == "alie":
+        told = [mean - _ALIE_DEVIATIONS * some for mean, some in zip(*honest, strict=True)]
+    elif attack == "ipm":
+        told = [base + _IPM_FACTOR * (mean - base) for mean, base in zip(honest.mean, reference, strict=True)]
+    else:
+        assert attack == "shift", "labels tells no lies"
+        learned = [mean - base for mean, base in zip(honest.mean, reference, strict=True)]
+        far, spread = (
+            jnp.sqrt(sum((jnp.sum(jnp.square(part)) for part in parts), jnp.float32(0)))
+            for parts in (learned, honest.deviation)
+        )
+        step = _SHIFT * spread / jnp.maximum(far, np.finfo(np.float32).tiny)
+        told = [mean - step * part for mean, part in zip(honest.mean, learned, strict=True)]
+    return tuple(jnp.broadcast_to(row[None], leaf.shape) for row, leaf in zip(told, x, strict=True))
 
 
 def shuffled(key: jax.Array, count: int) -> jax.Array:

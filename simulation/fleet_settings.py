@@ -12,7 +12,7 @@ from gossip.config import ExchangeConfig
 from simulation.network import Probability
 from simulation.scenario import Scenario
 
-Attack: TypeAlias = Literal["flip", "scale", "nan"]
+Attack: TypeAlias = Literal["flip", "scale", "noise", "nan", "labels", "alie", "ipm", "shift"]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 
 

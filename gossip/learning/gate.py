@@ -3,11 +3,17 @@
 Self-centred: all yardsticks are our own. Checked in this order (finiteness before, in `codec.unpack`):
 
 - norm: |x̂ - A| against our own distance from the reference;
-- distance: |x̂ - x| against the running mean of the distances accepted so far;
-- clip: the change is shortened to a small multiple of the same mean (ClippedGossip, He, Karimireddy and Jaggi
-  2022; the running mean instead of their sort over neighbours, because our partners change at every contact).
+- distance: |x̂ - x| against what changes usually measure;
+- clip: the change is shortened to a small multiple of the same (ClippedGossip, He, Karimireddy and Jaggi 2022;
+  instead of their sort over neighbours a running median, because our partners change at every contact).
 
-Clipping bounds magnitude only: a slow poisoner still moves us by half the limit at each contact.
+The usual measure is a median, followed step by step (stochastic approximation: up a step where a change was larger,
+down where it was smaller), and not a mean: liars make changes as large as the clip allows, and with a share b of them
+among our partners a mean that is clipped at k times itself grows without end from b = 1/k on. Of a median they can only
+choose which honest distance it is.
+
+Clipping bounds magnitude only: a slow poisoner still moves us by half the limit at each contact, and many of them who
+agree on a direction get there (docs/security.md).
 """
 
 from typing import Any, TypeAlias
@@ -22,13 +28,18 @@ Scalar: TypeAlias = Any  # a float, or float32 arrays of any one shape
 # next. A guess; more would leave a node longer without limits.
 _HISTORY_MIN = 4
 
-# Weight of a new distance in the running mean once there are 10: the memory of a few rounds. A guess.
+# By so much the median moves at a contact, up or down; in the first ten by more. Two contacts a round follow a change
+# of a fifth. A guess.
 _RATE = 0.1
 
-# The yardstick is at least this share of our own distance from the reference. Agreement is exponential once
-# training stops: without a floor, a node that was away for ten rounds would be refused by all for ever. With
+# The yardstick of distances is at least this share of our own distance from the reference. Agreement is exponential
+# once training stops: without a floor, a node that was away for ten rounds would be refused by all for ever. With
 # distance_factor = 16 it says: a model nearer to ours than the reference is never too distant.
-_MEAN_FLOOR = 1 / 16
+_DISTANCE_FLOOR = 1 / 16
+
+# That of the clip: for the same reason, but this is what a liar moves us by when all others agree. Who comes back to a
+# swarm that has stopped training is drawn in within a few hundred contacts. A guess.
+_CLIP_FLOOR = 1 / 256
 
 # Part of the norm limit that does not depend on how far we are from the reference: so much root mean square
 # per value. A newcomer stands at the reference itself and must be able to adopt a trained model. A guess:
@@ -51,6 +62,7 @@ class _Floats:
     """What the limits need of an array namespace, for one node's plain floats; numpy costs ten times as much."""
 
     maximum = staticmethod(max)
+    minimum = staticmethod(min)
 
     @staticmethod
     def where(condition: bool, yes: float, no: float) -> float:
@@ -60,41 +72,48 @@ class _Floats:
 # --- limits: pure, over floats or over jax.numpy, so that a whole network on an accelerator judges alike ------
 
 
-def clip_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, mean: Scalar, own: Scalar) -> Scalar:
-    """Return the largest norm of a change that we accept; infinity while there is no history.
+def clip_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, usual: Scalar, own: Scalar) -> Scalar:
+    """Return the largest norm of a change that we accept.
 
     Args:
         xp: jax.numpy; Gate gives plain floats and their own namespace.
         config: Its factors.
-        count, mean: The history: accepted distances so far, and their running mean.
-        own: Our distance from the reference, |x - A|.
+        count, usual: The history: accepted changes so far, and what they usually measure.
+        own: Our distance from the reference, |x - A|; without a history it is the yardstick: those who began where we
+            did, and trained as long, have come about as far.
     """
-    limit = config.clip_factor * xp.maximum(mean, _MEAN_FLOOR * own)
-    return xp.where(count < _HISTORY_MIN, _INFINITY, limit)
+    return config.clip_factor * xp.where(count < _HISTORY_MIN, own, xp.maximum(usual, _CLIP_FLOOR * own))
 
 
-def state_limit(config: ExchangeConfig, *, size: int, own: Scalar) -> Scalar:
+def state_limit(xp: Any, config: ExchangeConfig, *, size: int, own: Scalar) -> Scalar:
     """Return the largest distance from the reference that an offered state of `size` values may have."""
-    return config.norm_factor * (own + _NORM_FLOOR_RMS * size**0.5)
+    return xp.minimum(_NORM_MAX, config.norm_factor * (own + _NORM_FLOOR_RMS * size**0.5))
 
 
-def distance_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, mean: Scalar, own: Scalar) -> Scalar:
-    """Return the largest distance from our own state that an offered one may have; arguments as clip_limit."""
-    limit = config.distance_factor * xp.maximum(mean, _MEAN_FLOOR * own)
+def distance_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, usual: Scalar, own: Scalar) -> Scalar:
+    """Return the largest distance from our own state that an offered one may have; arguments as clip_limit.
+
+    Infinity while there is no history: what we are told then is clipped, and the first distances say what is usual.
+    """
+    limit = config.distance_factor * xp.maximum(usual, _DISTANCE_FLOOR * own)
     return xp.where(count < _HISTORY_MIN, _INFINITY, limit)
 
 
 def change_limit(xp: Any, config: ExchangeConfig, *, size: int, own: Scalar, declared: Scalar) -> Scalar:
     """Return the largest norm of a change that may answer an offer for which we declared a clip limit."""
     # |c| = |x̂ - x_j| is at most the sum of two distances from the reference, ours and an acceptable one.
-    unlimited = own + state_limit(config, size=size, own=own)
-    return xp.where(declared == _INFINITY, unlimited, declared) * (1 + _CLIP_SLACK_RELATIVE) + _CLIP_SLACK
+    unlimited = own + state_limit(xp, config, size=size, own=own)
+    limit = xp.where(declared == _INFINITY, unlimited, declared) * (1 + _CLIP_SLACK_RELATIVE) + _CLIP_SLACK
+    return xp.minimum(_NORM_MAX, limit)
 
 
-def remembered(xp: Any, *, count: Scalar, mean: Scalar, distance: Scalar) -> tuple[Scalar, Scalar]:
-    """Return count and mean after the norm of one more accepted change."""
-    count = count + 1
-    return count, mean + xp.maximum(_RATE, 1 / count) * (distance - mean)
+def remembered(xp: Any, *, count: Scalar, usual: Scalar, norm: Scalar) -> tuple[Scalar, Scalar]:
+    """Return count and usual measure after one more accepted change of this norm."""
+    # A change of nothing says nothing; it is what a node without a history and at the reference accepts.
+    count = count + xp.where(norm > 0, 1.0, 0.0)
+    step = 1 + xp.maximum(_RATE, 1 / xp.maximum(count, 1.0))
+    followed = xp.where(norm > usual, usual * step, usual / step)
+    return count, xp.where(norm > 0, xp.where(usual > 0, followed, norm), usual)
 
 
 class Gate:
@@ -103,44 +122,50 @@ class Gate:
     `own` is always our distance from the reference, |x - A|.
     """
 
-    __slots__ = ("_config", "_size", "count", "mean")
+    __slots__ = ("_config", "_size", "count", "usual")
 
     def __init__(self, config: ExchangeConfig, size: int) -> None:
         self._config = config
         self._size = size
-        self.count = 0  # accepted distances so far
-        self.mean = 0.0  # of them
+        self.count = 0  # accepted changes so far
+        self.usual = 0.0  # what they measure
 
     def clip_limit(self, own: float) -> float:
-        """Return the largest norm of a change that we accept; infinity while there is no history."""
-        limit: float = clip_limit(_Floats, self._config, count=self.count, mean=self.mean, own=own)
+        """Return the largest norm of a change that we accept."""
+        limit: float = clip_limit(_Floats, self._config, count=self.count, usual=self.usual, own=own)
         return limit
 
     def state(self, own: float, offered: float) -> JobRefused | None:
         """Judge an offered state by its distance from the reference; None: accepted."""
-        limit = min(_NORM_MAX, state_limit(self._config, size=self._size, own=own))
+        limit = state_limit(_Floats, self._config, size=self._size, own=own)
         if offered <= limit:
             return None
         return JobRefused(Reason.TOO_LARGE_NORM, f"norm {offered:.3g} of the delta exceeds {limit:.3g}")
 
     def distance(self, own: float, distance: float) -> JobRefused | None:
         """Judge an offered state by its distance from our own; None: accepted."""
-        limit = distance_limit(_Floats, self._config, count=self.count, mean=self.mean, own=own)
+        limit = distance_limit(_Floats, self._config, count=self.count, usual=self.usual, own=own)
         if distance <= limit:
             return None
         return JobRefused(Reason.TOO_DISTANT, f"distance {distance:.3g} exceeds {limit:.3g}")
 
     def change(self, own: float, norm: float, declared: float) -> JobRefused | None:
         """Judge the change that a responder sent back against the limit that we declared; None: accepted."""
-        limit = min(
-            _NORM_MAX, change_limit(_Floats, self._config, size=self._size, own=own, declared=declared)
-        )
+        limit = change_limit(_Floats, self._config, size=self._size, own=own, declared=declared)
         if norm <= limit:
             return None
         return JobRefused(Reason.TOO_LARGE_NORM, f"change of norm {norm:.3g} exceeds our limit {limit:.3g}")
 
-    def accepted(self, distance: float) -> None:
-        """Remember the norm of an accepted change: what was clipped away must not widen the limits."""
+    def accepted(self, norm: float) -> None:
+        """Remember the norm of an accepted change."""
         # `remembered`, by hand: the calls would cost more than the arithmetic, at each half of each exchange.
+        if norm <= 0:
+            return
         self.count += 1
-        self.mean += max(_RATE, 1 / self.count) * (distance - self.mean)
+        step = 1 + max(_RATE, 1 / self.count)
+        if self.usual <= 0:
+            self.usual = norm
+        elif norm > self.usual:
+            self.usual *= step
+        else:
+            self.usual /= step

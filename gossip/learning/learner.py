@@ -316,7 +316,7 @@ class Learner:
             run=self.run_info.id,
             steps=self.steps,
             begun=self._optimiser is not None,
-            gates=[(gate.count, gate.mean) for gate in self._gates],
+            gates=[(gate.count, gate.usual) for gate in self._gates],
             arrays=[(array.dtype.newbyteorder("<").str, array.shape) for array in arrays],
         )
         head = msgspec.msgpack.encode(header)
@@ -354,8 +354,8 @@ class Learner:
         self._readout[:] = arrays[1]
         self._optimiser = tuple(arrays[2:]) if header.begun else None
         self.steps = header.steps
-        for gate, (count, mean) in zip(self._gates, header.gates, strict=True):
-            gate.count, gate.mean = count, mean
+        for gate, (count, usual) in zip(self._gates, header.gates, strict=True):
+            gate.count, gate.usual = count, usual
         self._declared = [_INFINITY] * len(self._gates)
         self._taken_in = [self._rounds] * len(self._gates)
         self._batches = None
@@ -366,7 +366,7 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
     run: bytes
     steps: int
     begun: bool  # the optimiser has a state
-    gates: list[tuple[int, float]]  # accepted distances and their mean, per shard
+    gates: list[tuple[int, float]]  # accepted changes and their usual norm, per shard
     arrays: list[
         tuple[str, tuple[int, ...]]
     ]  # dtype and shape: weights, read-out, leaves of the optimiser's state

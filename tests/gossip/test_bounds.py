@@ -88,7 +88,7 @@ def test_a_peer_that_always_pushes_cannot_drive_the_weights_out_of_float32(net: 
     for _ in range(600):
         x = learner.weights().astype(np.float64)
         own = float(np.linalg.norm(x))
-        room = 10 * own if gate.count < 4 else 0.99 * 16 * max(gate.mean, own / 16)
+        room = 10 * own if gate.count < 4 else 0.99 * 16 * max(gate.usual, own / 16)
         pushed = np.clip(x / own * min(own + room, 9.9 * own), -3.3e38, 3.3e38).astype(np.float32)
         refused |= isinstance(learner.run(Respond(0, "f32", pushed.tobytes(), float("inf"))), JobRefused)
     for sign in (1.0, -1.0):

@@ -1,12 +1,15 @@
-"""The gate: own yardsticks, no limits without history, none that would shut out an honest latecomer for ever."""
+"""The gate: own yardsticks that liars cannot widen, and none that would shut out an honest latecomer for ever."""
 
 import math
+import random
+import statistics
 
+import numpy as np
 import pytest
 
 from gossip.config import ExchangeConfig
 from gossip.errors import Reason
-from gossip.learning.gate import Gate
+from gossip.learning.gate import Gate, remembered
 
 CONFIG = ExchangeConfig()
 
@@ -18,9 +21,11 @@ def seasoned(distance: float = 1.0, contacts: int = 50) -> Gate:
     return gate
 
 
-def test_without_history_only_the_norm_counts() -> None:
+def test_without_history_our_own_way_from_the_reference_is_the_yardstick() -> None:
     gate = Gate(CONFIG, 100)
-    assert gate.clip_limit(5.0) == math.inf
+    assert gate.clip_limit(5.0) == CONFIG.clip_factor * 5.0
+    # Who has not gone anywhere yet is moved by nobody.
+    assert gate.clip_limit(0.0) == 0.0
     assert gate.distance(5.0, 1e9) is None
     assert gate.state(5.0, 50.0) is None
     refused = gate.state(5.0, 1e9)
@@ -34,12 +39,13 @@ def test_a_newcomer_at_the_reference_may_take_over_a_trained_model() -> None:
     assert Gate(CONFIG, 4810).state(0.0, 1000.0) is not None
 
 
-def test_limits_are_multiples_of_the_running_mean() -> None:
+def test_limits_are_multiples_of_what_changes_usually_measure() -> None:
     gate = seasoned(2.0)
-    assert gate.mean == pytest.approx(2.0)
-    assert gate.clip_limit(1.0) == pytest.approx(CONFIG.clip_factor * 2.0)
-    assert gate.distance(1.0, CONFIG.distance_factor * 1.99) is None
-    refused = gate.distance(1.0, CONFIG.distance_factor * 2.01)
+    usual = gate.usual
+    assert usual == pytest.approx(2.0, rel=0.2)
+    assert gate.clip_limit(1.0) == pytest.approx(CONFIG.clip_factor * usual)
+    assert gate.distance(1.0, CONFIG.distance_factor * usual * 0.99) is None
+    refused = gate.distance(1.0, CONFIG.distance_factor * usual * 1.01)
     assert refused is not None
     assert refused.reason is Reason.TOO_DISTANT
 
@@ -55,10 +61,38 @@ def test_agreement_does_not_shut_out_one_who_was_away() -> None:
 
 
 def test_one_wild_contact_cannot_tear_the_limits_open() -> None:
-    # What is remembered is the clipped change: the mean grows by at most 30 % a contact.
     gate = seasoned(1.0)
+    usual = gate.usual
     gate.accepted(gate.clip_limit(1.0))
-    assert gate.mean < 1.31
+    assert gate.usual <= 1.1 * usual
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4])
+def test_liars_can_only_choose_which_honest_distance_is_the_usual_one(share: float) -> None:
+    # All of them as large as the clip allows, or nothing at all. With a clipped mean for a yardstick the limit would
+    # grow without end from a share of 1 / clip_factor on.
+    for lie in (1.0, 1e-6):
+        rng = random.Random(3)
+        gate = Gate(CONFIG, 100)
+        found = []
+        for contact in range(2000):
+            limit = gate.clip_limit(1.0)
+            honest = rng.uniform(0.5, 1.5)
+            gate.accepted(lie * limit if rng.random() < share else min(honest, limit))
+            if contact >= 100:
+                found.append(gate.usual)
+        assert 0.4 < statistics.median(found) < 1.6
+        assert max(found) < 6.0
+
+
+def test_plain_floats_and_a_whole_network_remember_alike() -> None:
+    gate = Gate(CONFIG, 100)
+    count, usual = np.float64(0), np.float64(0)
+    for norm in (0.0, 2.0, 3.0, 3.5, 1.0, 0.0, 0.7, 2.2, 9.0, 2.0, 2.0, 2.1):
+        gate.accepted(norm)
+        count, usual = remembered(np, count=count, usual=usual, norm=np.float64(norm))
+        assert gate.count == count
+        assert gate.usual == pytest.approx(usual)
 
 
 def test_a_reply_must_keep_the_limit_that_was_declared() -> None:
