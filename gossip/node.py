@@ -78,8 +78,8 @@ NEWCOMERS_ASKED = 5
 # First pause between attempts to enter the network, doubled up to the second. Guesses.
 BOOTSTRAP_S = 1.0
 BOOTSTRAP_S_MAX = 60.0
-# Whoever was alone and is let in again looks around at once, but not more often than this. Lookups open connections, and
-# where few are allowed, connections close others; those who lost their last one by that would look around, too, for
+# Whoever was alone and is let in again looks around at once, but not more often than this. Lookups open connections,
+# and where few are allowed, connections close others; those who lost their last one by that would look around, too, for
 # ever: 20 nodes with 6 connections each got to 900 events a second so. A guess, above the pauses of the first walks.
 ENTER_S = 10.0
 # A partner is forgotten after so many failed dials in a row; a later lookup may find it again.
