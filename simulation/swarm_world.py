@@ -238,7 +238,12 @@ class SwarmWorld(World):
         if band is None or band.victim is not host:
             return
         honest = [other for other in self.honest_hosts if other is not host]
-        known = any(other.id in table or other.id in node._membership for other in honest)
+        # Who was cut off for long has forgotten everybody who did not answer, but not their addresses: those are
+        # dialled when nobody known has them.
+        known = any(
+            other.id in table or other.id in node._membership or other.address in node._remembered
+            for other in honest
+        )
         if known:
             self._acquainted[host.index] = host.life
         elif self._acquainted.get(host.index) == host.life:

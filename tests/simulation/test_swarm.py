@@ -135,7 +135,7 @@ def found(planted: str, seeds: range = range(40)) -> str:
 
 
 def test_skipped_signature_check_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "verify", lambda *args: None)
+    monkeypatch.setattr(exchange.Exchanges, "_check_signature", lambda *args: None)
     message = found("a signature that nobody checks")
     assert "no genuine frame brought" in message
     assert re.search(r"replay with: p2psim swarm --seeds \d+:\d+ --nodes-max 6$", message)
@@ -224,6 +224,7 @@ def test_whoever_is_eclipsed_goes_on_knowing_somebody_honest() -> None:
         for other in world.honest_hosts:
             node._membership.forget(other.id)
             node._directory.table.remove(other.id)
+        node._remembered.clear()
         with pytest.raises(ViolationError, match="it knows nobody but those who surround it"):
             world.inspect()
     finally:
