@@ -48,8 +48,9 @@ from gossip.wire import (
 PARSED_MAX = 16384
 # Verdicts on signatures that one node remembers.
 VERIFIED_MAX = 4096
-# A lookup that only reads is content with so many nearest nodes: each of them keeps another sample of the providers.
-# One that stores goes on until the k nearest are known.
+# A lookup that only reads is content with so many nearest nodes: each of them keeps another sample of the providers. So
+# is one that refreshes a bucket: every answer on the way brings k contacts. One that stores goes on until the k nearest
+# are known.
 READ_WIDTH = 4
 
 Request = FindNode | GetRecords | PutRecord | Ping
@@ -222,7 +223,7 @@ class Directory:
             return False
         self.table.looked(target, now)
         number = self._next()
-        reads = place is not None and not self._publish_due(place, now)
+        reads = purpose == "refresh" or (place is not None and not self._publish_due(place, now))
         width = READ_WIDTH if reads else self._config.k
         machine = Lookup(target, own=self._own, k=width, alpha=self._config.alpha, seeds=seeds)
         self._running[number] = _Running(machine, purpose, place)
