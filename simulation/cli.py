@@ -12,15 +12,15 @@ from typing import Any
 import click
 import msgspec
 
-from simulation.compare_command import compare_
-from simulation.fleet_command import fleet
+from simulation.experiments.compare_command import compare_
+from simulation.experiments.report_command import report_
+from simulation.experiments.run_command import run_
+from simulation.experiments.sweep_command import sweep
+from simulation.fleet.command import fleet
 from simulation.interrupt import INTERRUPTED
 from simulation.replay_command import replay_
-from simulation.report_command import report_
-from simulation.run_command import run_
 from simulation.scenario import load, shipped
-from simulation.swarm_command import shrink, swarm
-from simulation.sweep_command import sweep
+from simulation.swarm.command import shrink, swarm
 
 # What writing to a standard output can fail with: its disk is full, its device is broken, it is not open.
 _OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

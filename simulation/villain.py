@@ -43,7 +43,7 @@ class Villain:
     Args:
         node: Joins and answers as it should.
         host: Whose identity signs.
-        act: One of `simulation.draw.HOSTILE_KINDS`.
+        act: One of `simulation.swarm.draw.HOSTILE_KINDS`.
         run: Of the honest nodes.
         every_s: Mean time between two attacks.
         mark: Registers a hostile frame.

@@ -254,7 +254,7 @@ def test_the_simulation_page_has_every_key_of_the_network() -> None:
 
 
 def test_the_simulation_page_has_every_field_of_a_report() -> None:
-    from simulation.run import Report
+    from simulation.experiments.run import Report
 
     named = [
         name

@@ -75,6 +75,9 @@ SEEDED = ("default_rng", "Generator", "SeedSequence", "PCG64", "Philox")
 # Sub-machines of the node: each is fed by gossip/node.py and knows none of the others.
 SUB_MACHINES = ("gossip.dht.lookup", "gossip.exchange", "gossip.membership")
 
+# What stands on the world of the simulator, side by side: each may import the top of the package, and none another.
+SIDE_BY_SIDE = ("experiments", "fleet", "swarm")
+
 # Commands that a person waits for must not import JAX; nor may what they stand on.
 FREE_OF_JAX = [
     "crypto.channel",
@@ -177,6 +180,17 @@ def findings(packages: list[str], rule: Rule) -> list[str]:
 
 def test_every_package_imports_to_the_right_only() -> None:
     assert findings(LINE, imports_to_the_left) == []
+
+
+def test_the_parts_of_the_simulator_stand_side_by_side() -> None:
+    def rule(path: Path, tree: ast.AST) -> Iterator[str]:
+        own = path.relative_to(ROOT).parts[1]
+        for line, name in imports(path, tree):
+            other = name.split(".")[1] if name.startswith("simulation.") else ""
+            if other in SIDE_BY_SIDE and other != own and own not in ("cli.py", "__main__.py"):
+                yield f"{line}: imports {name}; move what both need to the top of simulation"
+
+    assert findings(["simulation"], rule) == []
 
 
 def test_the_pure_packages_touch_nothing() -> None:

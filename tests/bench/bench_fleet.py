@@ -28,8 +28,8 @@ _SMALLEST_TIMES = 10
 
 def fleet(model: str, nodes: int, rounds: int) -> Callable[[], object]:
     """So many rounds of the fleet, compiled; measuring, which the bare loop does not do, is kept to two nodes."""
-    from simulation.fleet import Fleet
-    from simulation.fleet_settings import FleetSettings
+    from simulation.fleet.program import Fleet
+    from simulation.fleet.settings import FleetSettings
 
     args = {"model": model, "hidden": HIDDEN}
     made = Fleet(FleetSettings(nodes=nodes, rounds=rounds, args=args, sample=2, batch=3))

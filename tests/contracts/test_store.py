@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.store import MemoryStore, SqliteStore, Store
-from simulation.disk import SimulatedDisk
+from simulation.swarm.disk import SimulatedDisk
 
 Reopen = Callable[[Store | None], Store]
 

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from simulation.page import page
-from simulation.results import result
-from simulation.run import run
+from simulation.experiments.page import page
+from simulation.experiments.results import result
+from simulation.experiments.run import run
 from simulation.scenario import describe, parse
 from tests.live.browser import Browser
 

@@ -14,12 +14,12 @@ import pytest
 from gossip.learning.learner import Learner
 from simulation.adversaries import ACTS, MARKS_MAX, Adversaries, AdversarySettings
 from simulation.checkers import ViolationError
-from simulation.draw import HOSTILE_KINDS
+from simulation.experiments.run import RealParts, run
 from simulation.mistakes import ScenarioError
-from simulation.run import RealParts, run
 from simulation.scenario import Scenario, parse
 from simulation.seeds import Seeds
 from simulation.signatures import RealSignatures
+from simulation.swarm.draw import HOSTILE_KINDS
 from simulation.villain import Villain
 from simulation.world import World
 
@@ -193,7 +193,7 @@ EVERYTHING: dict[str, Any] = {
 
 def test_with_everything_at_once_the_digest_is_the_same_in_every_process() -> None:
     code = (
-        "import sys, json; from simulation.run import run; from simulation.scenario import parse;"
+        "import sys, json; from simulation.experiments.run import run; from simulation.scenario import parse;"
         "found = run(parse(json.loads(sys.argv[1]), 'x.toml'), 5, central=False);"
         "print(found.digest, found.accuracy.mean, found.consensus, sorted(found.faults.items()))"
     )

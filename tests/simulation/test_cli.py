@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from simulation.cli import main
-from simulation.results import read
+from simulation.experiments.results import read
 from simulation.scenario import shipped
 
 ROOT = Path(__file__).resolve().parents[2]

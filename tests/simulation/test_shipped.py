@@ -4,7 +4,7 @@ from math import isfinite
 
 import pytest
 
-from simulation.run import run
+from simulation.experiments.run import run
 from simulation.scenario import Scenario, load, shipped
 
 # Some of each kind of node: hostile, behind a NAT, in each region.

@@ -12,7 +12,7 @@ from crypto.identity import Identity, PublicKey, Signature, verify
 from crypto.signing import Purpose, network_id
 from gossip.errors import LocalError
 from gossip.node import Node
-from simulation.run import run
+from simulation.experiments.run import run
 from simulation.scenario import Scenario, parse
 from simulation.signatures import BATCH, ModelledSignatures, RealSignatures, Signatures, signatures_of
 

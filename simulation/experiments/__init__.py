@@ -1,0 +1,1 @@
+"""Experiments: runs with their curves, results in files, sweeps, comparisons, pages and live views."""

@@ -1,0 +1,375 @@
+"""From a scenario and a seed to figures: puts real nodes into a world, runs it, and measures what they learned.
+
+Whatever is in a `Report` except the wall-clock figures repeats with the seed.
+"""
+
+import gc
+from collections.abc import Callable, Container, Sequence
+from math import inf, nan
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from msgspec import Struct
+
+from gossip.learning.learner import Learner, TrainInput, TrainOutput
+from gossip.learning.task import RunInfo, Task, run_info
+from gossip.node import Node
+from simulation.adversaries import Adversaries
+from simulation.checkers import consensus_distance
+from simulation.experiments.curves import Curve, ObservedLearner, Recorder, accuracies, sample_of
+from simulation.scenario import Scenario
+from simulation.seeds import Seeds
+from simulation.signatures import signatures_of
+from simulation.stopping import StopRule
+from simulation.world import Host, World, store_of
+
+# Somebody who watches is told so often, in seconds of this machine's time; an interrupt waits no longer than that.
+GLANCE_S = 0.2
+
+
+class Accuracy(Struct, frozen=True):
+    """On the test rows, each in [0, 1], from the averaged read-out of every node that is up at the end."""
+
+    mean: float  # nan where the task measures no accuracy
+    worst: float
+    central: float  # one learner with all rows, as many rounds as a node had on average; nan if not measured
+
+
+class Stretch(Struct, frozen=True):
+    """What happened in a part of a run, for speeds."""
+
+    virtual_s: float
+    wall_s: float
+    events: int
+    node_updates: int
+
+
+class Report(Struct, frozen=True):
+    """What one run came to; `p2psim run --json` prints it."""
+
+    scenario: str
+    seed: int
+    stopped: bool  # by the scenario's own rule, before its time was over
+    partial: bool  # it was interrupted: all figures are those of the moment, and none is comparable
+    nodes: int
+    hostile: int  # of the nodes; what is learned and refused is told of the others
+    signatures: str  # real or modelled
+    digest: str
+    virtual_s: float
+    wall_s: float  # of the world alone: without set-up, compiling and the measurements at the end
+    events: int
+    exchanges: int
+    node_updates: int
+    accuracy: Accuracy
+    consensus: float
+    # The second half of the run: everybody is in, most connections are open; the speed to compare with systems that
+    # have no network to enter.
+    settled: Stretch
+    messages: int
+    bytes_sent: int
+    checks: int  # made by the checkers; none failed, or there would be no report
+    faults: dict[str, int]
+    refused: dict[str, int]
+    curve: Curve | None  # where it was asked for
+
+
+class RealParts:
+    """Nodes, learners and a trainer as the daemon has them, for the hosts of a world.
+
+    Args:
+        scenario: Names the task and the settings.
+        seeds: Of the run.
+        remembers: The nodes whose last change is kept, to measure how they spread.
+    """
+
+    def __init__(self, scenario: Scenario, seeds: Seeds, *, remembers: Container[int] = ()) -> None:
+        from gossip.learning.trainer import Trainer
+
+        self._config = scenario.config
+        self._remembers = remembers
+        self._tasks = tasks_of(scenario, seeds)
+        self.trainer = Trainer(
+            self._tasks[0], lanes=scenario.compute.lanes, seed=self._config.learning.genesis_seed
+        )
+        self.run_info: RunInfo = run_info(
+            network=self._config.network,
+            task=self._tasks[0],
+            schema=self.trainer.schema,
+            genesis=self.trainer.genesis,
+            learning=self._config.learning,
+        )
+        self.run_id = self.run_info.id
+        self._seed = seeds.integer("batches") % 2**32
+        self.signatures = signatures_of(scenario.compute.signatures, seeds.entropy("signatures"))
+
+    def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
+        return Node(
+            host.identity,
+            self._config,
+            self.run_info,
+            addresses=(host.address,),
+            # Of each life its own, or a node that restarts would draw the nonces of its last life again.
+            rng=seeds.random("node", host.index, host.life),
+            entropy=seeds.entropy("node", host.index, host.life),
+            store=store_of(host),
+            has_model=host.saved is not None,
+            now=now,
+            verify=self.signatures.verify,
+        )
+
+    def worker(self, host: Host) -> Learner:
+        task = self._tasks[host.index]
+        learner = ObservedLearner(
+            self.run_info,
+            self.trainer.genesis,
+            remembers=host.index in self._remembers,
+            exchange=self._config.exchange,
+            learning=self._config.learning,
+            node=host.index,
+            batches=lambda seed: task.batches("train", seed),
+            seed=self._seed + host.index,
+        )
+        if host.saved is not None:
+            learner.load(host.saved)
+        return learner
+
+    def train(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]:
+        return self.trainer.run(inputs)
+
+    def warm_up(self) -> None:
+        """Compiles what the run will call, so that the world's wall time is the world's."""
+        steps = self._config.learning.local_steps
+        if steps > 0:
+            learner = Learner(
+                self.run_info,
+                self.trainer.genesis,
+                exchange=self._config.exchange,
+                learning=self._config.learning,
+                batches=lambda seed: self._tasks[0].batches("train", seed),
+            )
+            self.trainer.run([learner.train_input(steps)])
+
+
+def tasks_of(scenario: Scenario, seeds: Seeds) -> list[Task]:
+    """One task per node, each with its own part of the data.
+
+    The factory is given `part`, `parts` and `seed` besides the arguments in the scenario. Where these say `parts`, and
+    nodes are more, several nodes hold the same part.
+    """
+    from p2pnode.tasks import load_task
+
+    seed = seeds.integer("data") % 2**32
+    arguments: dict[str, Any] = {"parts": scenario.nodes, "seed": seed, **scenario.task.args}
+    parts = arguments["parts"]
+    return [
+        load_task(scenario.task.name, {**arguments, "part": index % parts}) for index in range(scenario.nodes)
+    ]
+
+
+def run(
+    scenario: Scenario,
+    seed: int,
+    *,
+    replay: str = "",
+    check: bool = True,
+    central: bool = True,
+    progress: Callable[[World], None] | None = None,
+    every_s: float = 5.0,
+    measure_every_s: float = 0.0,
+    glance: Callable[[World, Recorder | None], bool] | None = None,
+) -> Report:
+    """Runs a scenario to its end and measures.
+
+    Args:
+        replay: The command that repeats the run, for the message of a violation.
+        check: Whether the checkers watch.
+        central: Whether to train the central reference, too.
+        progress: Called every `every_s` virtual seconds.
+        measure_every_s: Virtual seconds from one point of the curve to the next; 0: no curve.
+        glance: Called several times a second of wall time; returns whether to go on. What is reported of a run that
+            did not go on is marked as partial.
+
+    Raises:
+        ViolationError: a checker saw what must never happen.
+    """
+    seeds = Seeds(seed)
+    parts = RealParts(scenario, seeds, remembers=sample_of(scenario, seeds) if measure_every_s else ())
+    parts.warm_up()
+    recorder = None
+    if measure_every_s:
+        recorder = Recorder(scenario, seeds, every_s=measure_every_s, evaluate=parts.trainer.evaluate)
+    hostile = Adversaries(scenario.adversaries, scenario.nodes, seeds, parts.run_info)
+    world = World(
+        scenario,
+        seeds,
+        parts,
+        replay=replay,
+        check=check,
+        signatures=parts.signatures,
+        observer=recorder,
+        adversaries=hostile,
+    )
+    if recorder is not None:
+        recorder.begin(world)
+    drive = _Drive(
+        world, recorder, progress=progress, every_s=every_s, glance=glance, rule=_rule(scenario, seeds, parts)
+    )
+    # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few
+    # (lookups of the DHT that ended): between two stretches is soon enough, and only among the new objects.
+    gc.collect()
+    gc.disable()
+    try:
+        first = drive.to(scenario.duration_s / 2)
+        settled = drive.to(scenario.duration_s)
+    finally:
+        gc.enable()
+        world.close()
+    workers = [host.worker for host in world.honest()]
+    learners = [worker for worker in workers if isinstance(worker, Learner)]
+    assert len(learners) == len(workers), "these are the parts that we gave"
+    return Report(
+        scenario=scenario.name,
+        seed=seed,
+        stopped=drive.satisfied,
+        partial=drive.stopped and not drive.satisfied,
+        nodes=scenario.nodes,
+        hostile=len(hostile.acts),
+        signatures=scenario.compute.signatures,
+        digest=world.digest,
+        virtual_s=world.now,
+        wall_s=first.wall_s + settled.wall_s,
+        events=world.events,
+        exchanges=world.exchanges,
+        node_updates=world.node_updates,
+        accuracy=_accuracy(
+            scenario, seeds, parts, learners, central=central and not (drive.stopped and not drive.satisfied)
+        ),
+        consensus=consensus_distance([learner.weights() for learner in learners]) if learners else nan,
+        settled=settled,
+        messages=world.messages,
+        bytes_sent=world.bytes_sent,
+        checks=world.checks,
+        faults=world.faults,
+        refused=dict(sorted(world.refused.items())),
+        curve=recorder.curve(world.now) if recorder is not None else None,
+    )
+
+
+class _Drive:
+    """Runs a world, and pauses it for those who want to look; the pauses do not count.
+
+    Where it is paused changes no event.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        recorder: Recorder | None,
+        *,
+        progress: Callable[[World], None] | None,
+        every_s: float,
+        glance: Callable[[World, Recorder | None], bool] | None,
+        rule: StopRule[Host] | None,
+    ) -> None:
+        self.stopped = False
+        self.satisfied = False  # stopped by the scenario's own rule
+        self._rule = rule
+        self._world = world
+        self._recorder = recorder
+        self._progress = progress
+        self._every_s = every_s if progress is not None else inf
+        self._glance = glance
+        self._told = 0
+        # Virtual seconds between glances; grows and shrinks until they take GLANCE_S.
+        self._slice_s = world.scenario.duration_s / 1000 if glance is not None else inf
+
+    def to(self, until: float) -> Stretch:
+        """Goes on until a date, unless it was stopped."""
+        world, recorder = self._world, self._recorder
+        start, events, node_updates, wall_s = world.now, world.events, world.node_updates, 0.0
+        measure_s = recorder.every_s if recorder is not None else inf
+        while world.now < until and not self.stopped:
+            # Products, not sums: the same dates in every run, however it was sliced.
+            told_at = (self._told + 1) * self._every_s
+            measured_at = (len(recorder.points) + 1) * measure_s if recorder is not None else inf
+            judged_at = self._rule.next(world.now) if self._rule is not None else inf
+            begun = perf_counter()
+            world.run(min(until, told_at, measured_at, judged_at, world.now + self._slice_s))
+            gc.collect(0)
+            spent_s = perf_counter() - begun
+            wall_s += spent_s
+            # The last point is that of the end, which a sum of floats may miss by a hair.
+            if recorder is not None and world.now >= min(measured_at, world.scenario.duration_s):
+                recorder.look(world)
+            if world.now >= min(told_at, world.scenario.duration_s) and self._progress is not None:
+                self._told += 1
+                self._progress(world)
+            if (
+                self._rule is not None
+                and world.now == judged_at < world.scenario.duration_s
+                and self._rule.holds(world.honest(), world.now)
+            ):
+                self.stopped = self.satisfied = True
+                if recorder is not None and recorder.points[-1:] and recorder.points[-1].at_s < world.now:
+                    recorder.look(world)  # the last point is that of the end here, too
+                continue
+            if self._glance is not None:
+                self._slice_s *= 2.0 if spent_s < GLANCE_S / 2 else 0.5 if spent_s > GLANCE_S else 1.0
+                self.stopped = not self._glance(world, recorder)
+        begun = perf_counter()
+        world.settle()
+        wall_s += perf_counter() - begun
+        return Stretch(
+            virtual_s=world.now - start,
+            wall_s=wall_s,
+            events=world.events - events,
+            node_updates=world.node_updates - node_updates,
+        )
+
+
+def _rule(scenario: Scenario, seeds: Seeds, parts: RealParts) -> StopRule[Host] | None:
+    """When the scenario wants to end before its time."""
+    if not scenario.stop.asked:
+        return None
+
+    def learners(hosts: Sequence[Host]) -> list[Learner]:
+        return [host.worker for host in hosts if isinstance(host.worker, Learner)]
+
+    return StopRule(
+        scenario.stop,
+        seeds.random("stop"),
+        accuracies=lambda hosts: accuracies(
+            parts.trainer.evaluate, [one.readout() for one in learners(hosts)]
+        ),
+        consensus=lambda hosts: consensus_distance([one.weights() for one in learners(hosts)]),
+    )
+
+
+def _accuracy(
+    scenario: Scenario, seeds: Seeds, parts: RealParts, learners: Sequence[Learner], *, central: bool
+) -> Accuracy:
+    found = accuracies(parts.trainer.evaluate, [learner.readout() for learner in learners])
+    return Accuracy(
+        mean=fmean(found) if found else nan,
+        worst=min(found) if found else nan,
+        central=_central(scenario, seeds, learners) if central else nan,
+    )
+
+
+def _central(scenario: Scenario, seeds: Seeds, learners: Sequence[Learner]) -> float:
+    """All rows in one place: same rules, as many rounds as the nodes made on average."""
+    from gossip.learning.trainer import train_alone
+    from p2pnode.tasks import load_task
+    from p2pnode.tasks.partition import ARGUMENTS
+
+    learning = scenario.config.learning
+    if learning.local_steps == 0:
+        return nan
+    # How rows are divided does not concern who has them all.
+    arguments = {
+        key: value for key, value in scenario.task.args.items() if key not in ("part", "parts", *ARGUMENTS)
+    }
+    task = load_task(scenario.task.name, arguments)
+    rounds = round(fmean(learner.steps for learner in learners) / learning.local_steps)
+    return train_alone(task, rounds=max(rounds, 1), learning=learning).get("accuracy", nan)

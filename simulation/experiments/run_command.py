@@ -1,0 +1,268 @@
+"""`p2psim run`: one scenario, one seed.
+
+The seed and all options are printed before anything else, so that a run that dies can be repeated. Ctrl-C ends it with
+a report of what was until then, marked as partial.
+"""
+
+import shlex
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from simulation.experiments.report_command import check_can_draw, write_page
+from simulation.interrupt import INTERRUPTED, Interrupt, asking
+from simulation.scenario import Scenario, ScenarioError, describe, load
+
+if TYPE_CHECKING:
+    from simulation.experiments.curves import Recorder
+    from simulation.experiments.run import Report
+    from simulation.experiments.watching import Watching
+    from simulation.world import World
+
+# Points of a curve, where nobody says how far apart.
+POINTS = 20
+
+
+def replay_command(scenario: str, seed: int, changes: tuple[str, ...]) -> str:
+    """The command that repeats a run."""
+    return shlex.join(["p2psim", "run", scenario, "--seed", str(seed), *(f"--set={one}" for one in changes)])
+
+
+def load_or_exit(name: str, changes: tuple[str, ...]) -> Scenario:
+    """The scenario, or one sentence and status 2."""
+    try:
+        return load(name, changes)
+    except ScenarioError as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+
+
+@click.command("run", short_help="Run one scenario with one seed.")
+@click.argument("scenario")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same run.")
+@click.option(
+    "--nodes", type=click.IntRange(min=2), help="How many nodes, instead of what the scenario says."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, e.g. network.loss=0.1.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--no-checks", is_flag=True, help="Run without the checkers, for speed.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Virtual seconds between points of the curve; a 20th of the run if not given; 0: no curve.",
+)
+@click.option("--no-curve", is_flag=True, help="The same as --every 0.")
+@click.option("--watch", is_flag=True, help="Draw the run while it goes on: one sign for each node.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.jsonl",
+    help="Append the result as one line.",
+)
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.csv",
+    help="Write the figures as a table of one row.",
+)
+@click.option(
+    "--report",
+    "page_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write a page with plots, for a browser.",
+)
+def run_(
+    scenario: str,
+    seed: int,
+    nodes: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    no_checks: bool,
+    every: float | None,
+    no_curve: bool,
+    watch: bool,
+    out: Path | None,
+    csv_file: Path | None,
+    page_file: Path | None,
+) -> None:
+    """Run SCENARIO: the name of a shipped one (`p2psim list`) or the path of a TOML file."""
+    changes = (*overrides, *([f"nodes={nodes}"] if nodes is not None else []))
+    loaded = load_or_exit(scenario, changes)
+    every_s = 0.0 if no_curve else loaded.duration_s / POINTS if every is None else every
+    replay = replay_command(scenario, seed, changes)
+    click.echo(f"seed {seed}; repeat with: {replay}", err=as_json)
+    click.echo(f"options {msgspec.json.encode(describe(loaded)).decode()}", err=as_json)
+    if out is not None:
+        _check_appendable(out)
+    if page_file is not None:
+        check_can_draw(page_file)
+    if watch and not every_s:
+        click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
+        sys.exit(2)
+    report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch)
+    saved = _save(loaded, report, replay, out=out, csv_file=csv_file, page_file=page_file)
+    click.echo(msgspec.json.encode(report).decode() if as_json else told(report))
+    if not saved:
+        sys.exit(2)
+    if report.partial:
+        sys.exit(INTERRUPTED)
+
+
+def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: float, watch: bool) -> "Report":
+    """Runs with progress on standard error; ends the command with a sentence where there is no report."""
+    from p2pnode.errors import UserError
+    from simulation.checkers import ViolationError
+    from simulation.experiments.run import run
+
+    begun = perf_counter()
+
+    def progress(world: "World") -> None:
+        spent = perf_counter() - begun
+        click.echo(
+            f"{world.now:7.1f} s of {loaded.duration_s:g} s  {len(world.up()):4d} up  {world.events:9d} events  "
+            f"{world.exchanges:7d} exchanges  {spent:6.1f} s of wall time",
+            err=True,
+        )
+
+    # What goes wrong is told when the screen has been given back.
+    try:
+        with _screen(loaded, seed) if watch else nullcontext() as screen, _interrupts(screen) as interrupt:
+
+            def glance(world: "World", recorder: "Recorder | None") -> bool:
+                if screen is not None and recorder is not None:
+                    screen.look(world, recorder)
+                return not interrupt.asked
+
+            return run(
+                loaded,
+                seed,
+                replay=replay,
+                check=check,
+                progress=progress if screen is None else None,
+                every_s=max(loaded.duration_s / 20.0, 1.0),
+                measure_every_s=every_s,
+                glance=glance,
+            )
+    except ViolationError as error:
+        click.echo(f"p2psim: a checker saw what must never happen: {error}", err=True)
+        sys.exit(1)
+    except UserError as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+
+
+def _screen(loaded: Scenario, seed: int) -> "AbstractContextManager[Watching | None]":
+    from simulation.experiments.watching import watching
+
+    return watching(loaded, seed)
+
+
+def _interrupts(screen: "Watching | None") -> "AbstractContextManager[Interrupt]":
+    return asking(then="ending with a partial report" if screen is None else "")
+
+
+def _check_appendable(out: Path) -> None:
+    """Before a run that may take hours, not after."""
+    from simulation.experiments.results import ResultsError, appending
+
+    try:
+        with appending(out) as file:
+            if file.dropped_bytes:
+                click.echo(f"p2psim: {out}: dropped a torn last line of {file.dropped_bytes} bytes", err=True)
+    except ResultsError as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+
+
+def _save(
+    loaded: Scenario,
+    report: "Report",
+    replay: str,
+    *,
+    out: Path | None,
+    csv_file: Path | None,
+    page_file: Path | None,
+) -> bool:
+    """Writes the files that were asked for; False where one could not be written, which is told.
+
+    A partial run is nobody's result: it goes to no results file.
+    """
+    from simulation.experiments.results import ResultsError, appending, result, write_csv
+
+    one = result(describe(loaded), report.seed, replay, report=report)
+    try:
+        if out is not None and report.partial:
+            click.echo(f"p2psim: a partial run is not added to {out}", err=True)
+        elif out is not None:
+            with appending(out, wait=True) as file:
+                file.append(one)
+        if csv_file is not None:
+            write_csv(csv_file, [one])
+        if page_file is not None:
+            write_page(page_file, one)
+    except ResultsError as error:
+        click.echo(f"p2psim: {error}", err=True)
+        return False
+    return True
+
+
+def told(report: "Report") -> str:
+    """The report for people."""
+    accuracy = report.accuracy
+    settled = report.settled
+
+    def counted(counts: dict[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+    def rate(count: float, seconds: float) -> float:
+        return count / seconds if seconds > 0 else 0.0
+
+    def share(value: float) -> str:
+        return f"{value:.1%}" if isfinite(value) else "not measured"
+
+    speed = rate(report.virtual_s, report.wall_s)
+    lines = [
+        (
+            "accuracy",
+            f"mean {share(accuracy.mean)}, worst {share(accuracy.worst)}, "
+            f"all data in one place {share(accuracy.central)}",
+        ),
+        ("consensus distance", f"{report.consensus:.4g}"),
+        ("exchanges", f"{report.exchanges} applied, {report.node_updates} training jobs"),
+        ("messages", f"{report.messages} ({report.bytes_sent / 1e6:.1f} MB)"),
+        ("faults", counted(report.faults)),
+        ("refused", counted(report.refused)),
+        ("checks", f"{report.checks}, none failed" if report.checks else "not made"),
+        ("time", f"{report.virtual_s:g} virtual s in {report.wall_s:.1f} s: {speed:.1f} times real time"),
+        (
+            "speed",
+            f"{rate(settled.events, settled.wall_s):.0f} events/s, "
+            f"{rate(settled.node_updates, settled.wall_s):.0f} node-updates/s in the second half",
+        ),
+        *([("signatures", "modelled, not real")] if report.signatures != "real" else []),
+        *([("ended early", "what [stop] asks for holds")] if report.stopped else []),
+        *(
+            [("adversaries", f"{report.hostile}, whose own models and refusals do not count")]
+            if report.hostile
+            else []
+        ),
+        ("digest", report.digest),
+    ]
+    if report.partial:
+        lines.insert(0, ("PARTIAL", "the run was interrupted; these are the figures of the moment"))
+    return "\n".join(f"{name:<20}{text}" for name, text in lines)

@@ -1,0 +1,259 @@
+"""Many runs of one scenario: every combination of the values that vary, every seed, on all cores.
+
+Each run is made in a process that lasts, with one thread for arithmetic, so that its figures depend neither on the
+number of jobs nor on what ran beside it. Whoever starts the processes is the only one who writes results.
+"""
+
+import itertools
+import os
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from decimal import Decimal
+from multiprocessing import active_children, get_context, parent_process
+from typing import Any
+
+from msgspec import Struct
+
+from simulation.experiments.results import run_key
+from simulation.experiments.run_command import POINTS, replay_command
+from simulation.scenario import describe, load
+
+# a:b:step of numbers, half open.
+_RANGE = re.compile(r"(-?[\d.]+(?:e-?\d+)?):(-?[\d.]+(?:e-?\d+)?):(-?[\d.]+(?:e-?\d+)?)", re.IGNORECASE)
+# More combinations than this are a slip of the keyboard: at a second each they take a day.
+COMBINATIONS_MAX = 100_000
+# What numeric libraries read when they are loaded. One thread each: the processes fill the cores, and sums of floats
+# must not depend on how many threads share them.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+# Compiling takes longer than many a run (2.5 s of 3): what one process compiled for a task the others load. In a folder
+# that only we can read, because what is loaded from it is executed; or in the one that somebody has for it.
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
+_KEEP_COMPILED = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+class SweepError(Exception):
+    """What was asked for cannot be swept; one sentence."""
+
+
+class Job(Struct, frozen=True):
+    """One run to make."""
+
+    scenario: str
+    changes: tuple[str, ...]  # as for --set
+    seed: int
+    curve: bool = True
+
+    def command(self) -> str:
+        return replay_command(self.scenario, self.seed, self.changes)
+
+
+class Made(Struct, frozen=True):
+    """What became of a job."""
+
+    job: Job
+    key: str  # of the run, from the scenario as the process read it; empty where it did not get so far
+    report: Any = None  # a `simulation.experiments.run.Report`, without contacts
+    failed: str = ""
+
+
+def values_of(text: str) -> tuple[str, list[str]]:
+    """Reads `key=v1,v2` or `key=a:b:step` (half open). Commas within brackets and quotes do not separate.
+
+    Raises:
+        SweepError: one sentence.
+    """
+    key, equals, rest = text.partition("=")
+    if not equals or not key or not rest:
+        raise SweepError(f"--vary {text}: expected key=v1,v2 or key=a:b:step, as in network.loss=0,0.05,0.1")
+    found = _RANGE.fullmatch(rest)
+    if found is None:
+        return key, _split(rest)
+    try:
+        first, last, step = (Decimal(part) for part in found.groups())
+    except ArithmeticError as error:
+        raise SweepError(f"--vary {text}: expected three numbers a:b:step") from error
+    if step <= 0 or first >= last:
+        raise SweepError(f"--vary {text}: expected a:b:step with a below b and a step above 0")
+    count = int((last - first) / step) + 1
+    if count > COMBINATIONS_MAX:
+        raise SweepError(f"--vary {text}: {count} values; at most {COMBINATIONS_MAX}")
+    # Decimal, so that three times 0.1 is 0.3.
+    values = [first + step * number for number in range(count)]
+    return key, [f"{value}" for value in values if value < last]
+
+
+def _split(text: str) -> list[str]:
+    """Splits at the commas that stand outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def jobs_of(
+    scenario: str, changes: Sequence[str], vary: Sequence[str], seeds: range, *, curve: bool = True
+) -> list[Job]:
+    """Every combination with every seed, the seeds of one combination together.
+
+    Raises:
+        SweepError: `vary` cannot be read, varies a key twice, or there are too many runs.
+        ScenarioError: a combination is no scenario.
+    """
+    varied = [values_of(text) for text in vary]
+    keys = [key for key, _ in varied]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise SweepError(f"--vary {key}: varied twice")
+    size = len(seeds)
+    for _, values in varied:
+        size *= len(values)
+    if size > COMBINATIONS_MAX:
+        raise SweepError(f"{size} runs; at most {COMBINATIONS_MAX}")
+    jobs = []
+    for chosen in itertools.product(*(values for _, values in varied)):
+        combined = (
+            *changes,
+            *(f"{key}={value}" for key, value in zip(keys, chosen, strict=True)),
+        )
+        load(scenario, combined)
+        jobs += [Job(scenario, combined, seed, curve) for seed in seeds]
+    return jobs
+
+
+def described(job: Job) -> dict[str, Any]:
+    """The scenario of a job, complete with defaults."""
+    return describe(load(job.scenario, job.changes))
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+
+def make(job: Job) -> Made:
+    """Makes one run; called in a process for runs.
+
+    Whatever a broken node raises leaves this function and arrives as the future's exception; only violations, which
+    are a result, are told apart.
+    """
+    import jax
+    import msgspec
+
+    from simulation.checkers import ViolationError
+    from simulation.experiments.run import run
+
+    loaded = load(job.scenario, job.changes)
+    key = run_key(describe(loaded), job.seed)
+    try:
+        report = run(
+            loaded,
+            job.seed,
+            replay=job.command(),
+            measure_every_s=loaded.duration_s / POINTS if job.curve else 0.0,
+        )
+    except ViolationError as error:
+        return Made(job, key, failed=f"a checker saw what must never happen: {error}")
+    finally:
+        # Of every run its own functions are compiled: thousands of them would fill the memory.
+        jax.clear_caches()  # type: ignore[no-untyped-call]  # of the library
+    if report.curve is not None:
+        # By far the largest part, and nobody compares it.
+        bare = msgspec.structs.replace(report.curve.contacts, counts=[])
+        report = msgspec.structs.replace(report, curve=msgspec.structs.replace(report.curve, contacts=bare))
+    return Made(job, key, report=report)
+
+
+def make_all(jobs: Sequence[Job], *, processes: int) -> Generator[Made, None, None]:
+    """Makes runs in processes, and yields them as they end. Whoever stops iterating ends the processes.
+
+    Raises:
+        SweepError: a process died, most likely for lack of memory; what was yielded before is good.
+    """
+    waiting: dict[Future[Made], Job] = {}
+    left = iter(jobs)
+    # Spawned: forking a process in which JAX has threads may hang.
+    with (
+        tempfile.TemporaryDirectory(prefix="p2psim-") as compiled,
+        _environment({_COMPILED: os.environ.get(_COMPILED, compiled), **ONE_THREAD, **_KEEP_COMPILED}),
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare_process) as pool,
+    ):
+        try:
+            while True:
+                for job in itertools.islice(left, processes + 1 - len(waiting)):
+                    waiting[pool.submit(make, job)] = job
+                if not waiting:
+                    return
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield _outcome(waiting.pop(future), future)
+        finally:
+            # Also when we are interrupted: nobody waits for runs that nobody will read.
+            if waiting:
+                for future in waiting:
+                    future.cancel()
+                for process in active_children():
+                    process.terminate()
+
+
+def _outcome(job: Job, future: Future[Made]) -> Made:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, BrokenProcessPool):
+        raise SweepError(
+            "a process for runs died, most likely for lack of memory; fewer --jobs may help, "
+            "and the same command goes on where this one ended"
+        ) from error
+    return Made(job, "", failed=f"{type(error).__name__}: {error}")
+
+
+def _prepare_process() -> None:
+    """The terminal sends Ctrl-C to all of us; one decides. When that one is gone, however it went, nobody goes on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "this is a process for runs"
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes started meanwhile have these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

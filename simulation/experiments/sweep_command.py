@@ -1,0 +1,201 @@
+"""`p2psim sweep`: every combination of values and seeds, on all cores, into one file that it can go on with."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simulation.interrupt import INTERRUPTED
+from simulation.scenario import ScenarioError
+from simulation.seeds_option import SeedRange
+
+if TYPE_CHECKING:
+    from simulation.experiments.results import Result
+    from simulation.experiments.sweep import Job, Made
+
+
+@click.command("sweep", short_help="Many runs: every combination of values, every seed.")
+@click.argument("scenario")
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="KEY=V1,V2 or KEY=A:B:STEP",
+    help="Values of one setting, from A until before B; several: every combination.",
+)
+@click.option("--seeds", type=SeedRange(), required=True, metavar="A:B", help="From A until before B.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Processes at the same time; as many as cores, if not given."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE.jsonl",
+    help="One line for each run; runs that it has already are not made again.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="The same for all runs.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.csv",
+    help="At the end, write a table with a row for each run.",
+)
+@click.option("--no-curve", is_flag=True, help="Measure at the end only.")
+def sweep(
+    scenario: str,
+    vary: tuple[str, ...],
+    seeds: range,
+    jobs: int | None,
+    out: Path,
+    overrides: tuple[str, ...],
+    csv_file: Path | None,
+    no_curve: bool,
+) -> None:
+    """Run SCENARIO with every combination of the values that vary, and every seed.
+
+    The same command goes on where it was interrupted. Exit status 1 where a run failed; what failed is in the file,
+    with the command that repeats it, and is tried again the next time.
+    """
+    from simulation.experiments.results import ResultsError, write_csv
+    from simulation.experiments.sweep import SweepError, jobs_of
+
+    processes = jobs or os.cpu_count() or 1
+    try:
+        wanted = jobs_of(scenario, overrides, vary, seeds, curve=not no_curve)
+        results = _sweep(wanted, processes, out)
+        if csv_file is not None:
+            write_csv(csv_file, results)
+    except (ScenarioError, SweepError, ResultsError) as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo(f"p2psim: interrupted; what is done is in {out}, and the same command goes on", err=True)
+        sys.exit(INTERRUPTED)
+    click.echo(table(results, [text.partition("=")[0] for text in vary]))
+    if any(one.failed for one in results):
+        sys.exit(1)
+
+
+def _sweep(wanted: Sequence["Job"], processes: int, out: Path) -> list["Result"]:
+    """Makes what is missing in the file; returns the results of all jobs, in their order."""
+    from simulation.experiments.results import appending, read, result, run_key
+    from simulation.experiments.sweep import SweepError, described, make_all
+
+    trees: dict[tuple[str, ...], dict[str, Any]] = {}
+    for job in wanted:
+        if job.changes not in trees:
+            trees[job.changes] = described(job)
+    keys = {job: run_key(trees[job.changes], job.seed) for job in wanted}
+    with appending(out) as file:
+        if file.dropped_bytes:
+            click.echo(f"p2psim: {out}: dropped a torn last line of {file.dropped_bytes} bytes", err=True)
+        there = {one.key: one for one in read(out, curves=False)}
+        missing = [job for job in wanted if keys[job] not in there or there[keys[job]].failed]
+        click.echo(
+            f"{len(wanted)} runs, {len(wanted) - len(missing)} of them in {out} already, {processes} jobs",
+            err=True,
+        )
+        failed = 0
+        with (
+            _progress(len(missing), processes) as progress,
+            closing(make_all(missing, processes=processes)) as made,
+        ):
+            for one in made:
+                if one.key not in ("", keys[one.job]):
+                    raise SweepError(f"{one.job.scenario} changed while its runs were made; start again")
+                line = result(
+                    trees[one.job.changes],
+                    one.job.seed,
+                    one.job.command(),
+                    report=one.report,
+                    failed=one.failed,
+                )
+                file.append(line)
+                line.report.pop("curve", None)  # it is in the file; here it would only fill the memory
+                there[line.key] = line
+                failed += bool(one.failed)
+                progress.told(one, failed)
+    return [there[keys[job]] for job in wanted]
+
+
+class _Progress:
+    """What is done, and how long the rest may take: a line for each run, or one that is drawn anew."""
+
+    def __init__(self, total: int, processes: int, bar: Any) -> None:
+        self._begun = perf_counter()
+        self._total = total
+        self._processes = processes
+        self._bar = bar
+        self._done = 0
+
+    def told(self, one: "Made", failed: int) -> None:
+        self._done += 1
+        if one.failed:
+            click.echo(f"FAILED: {one.failed}\n  repeat with: {one.job.command()}", err=True)
+        spent = perf_counter() - self._begun
+        left = spent / self._done * (self._total - self._done)
+        text = (
+            f"{self._done} of {self._total} runs, {failed} failed, {_duration(spent)}, "
+            f"about {_duration(left)} left"
+        )
+        if self._bar is None:
+            click.echo(text, err=True)
+        else:
+            self._bar.update(text)
+
+
+@contextmanager
+def _progress(total: int, processes: int) -> Iterator[_Progress]:
+    if not total or not sys.stderr.isatty():
+        yield _Progress(total, processes, None)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"0 of {total} runs; the first are being compiled") as bar:
+        yield _Progress(total, processes, bar)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(results: Sequence["Result"], varied: Sequence[str]) -> str:
+    """A row for each combination: mean and half-width of the 95 % interval over seeds."""
+    from simulation.experiments.figures import FIGURES
+    from simulation.experiments.results import flat
+
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for one in results:
+        leaves = flat(one.scenario)
+        groups.setdefault(tuple(_text(leaves, key) for key in varied), []).append(one)
+    rows = [[*varied, "seeds", *(figure.name for figure in FIGURES), "failed"]]
+    for values, group in groups.items():
+        good = [one for one in group if not one.failed]
+        rows.append(
+            [
+                *values,
+                str(len(good)),
+                *(figure.shown(figure.interval(good)) for figure in FIGURES),
+                str(len(group) - len(good)),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*lines, "± is half of the 95 % confidence interval over seeds (Student's t)"])
+
+
+def _text(leaves: dict[str, Any], key: str) -> str:
+    """A value as people wrote it; of a table, all of it."""
+    if key in leaves:
+        return str(leaves[key])
+    return ", ".join(
+        f"{name[len(key) + 1 :]}={leaves[name]}" for name in leaves if name.startswith(f"{key}.")
+    )

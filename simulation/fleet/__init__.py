@@ -1,0 +1,1 @@
+"""The second engine: learning only, the whole network as one XLA program."""

@@ -1,0 +1,187 @@
+"""`p2psim fleet`: learning only, the whole network as one XLA program. Imports JAX when the run begins.
+
+With --coordinator, --processes and --process the same command, started once for each process, makes one fleet of them
+by way of jax.distributed; the first process tells the result.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import click
+import msgspec
+
+from gossip.config import CODECS
+from simulation.fleet.settings import Attack, FleetReport, FleetSettings, Point
+
+if TYPE_CHECKING:
+    import jax
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SHARE = click.FloatRange(0, 1)
+_COUNT = click.IntRange(min=1)
+_DEFAULTS = FleetSettings()
+
+
+def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
+    """An option that is a field of FleetSettings, with its default."""
+    default = getattr(_DEFAULTS, name)
+    option = "--" + name.replace("_", "-")
+    return click.option(option, name, type=kind, default=default, show_default=True, help=text)
+
+
+@click.command("fleet")
+@_setting("nodes", click.IntRange(2, 2**30), "How many nodes.")
+@_setting("rounds", _COUNT, "In each, every node trains and initiates one exchange.")
+@_setting("task", str, "A built-in task, or module:factory; it must hold its rows in memory.")
+@click.option("--model", type=click.Choice(["logistic", "mlp"]), help="Of the built-in tasks.")
+@click.option("--hidden", type=_COUNT, help="Width of the mlp's hidden layer.")
+@click.option("--lr", type=float, help="Learning rate of the built-in tasks.")
+@click.option("--partition", help="How rows are divided: iid, dirichlet, shards or quantity.")
+@click.option("--alpha", type=float, help="Of Dirichlet: 0.1 makes very unequal parts.")
+@_setting(
+    "batch", click.IntRange(min=0), "Rows in a batch; 0: as many as a node holds, or as the task takes."
+)
+@_setting("local_steps", _COUNT, "Optimiser steps of one training job.")
+@_setting("codec", click.Choice(CODECS), "Of both legs.")
+@click.option("--gate/--no-gate", default=None, help="Default: a gate where there are attackers.")
+@_setting("loss", _SHARE, "Of one leg of an exchange.")
+@_setting("late", _SHARE, "Offers that are stale when they arrive.")
+@_setting("churn", _SHARE, "Nodes that leave, per round.")
+@_setting("away_rounds", click.FloatRange(min=1), "How long they stay away, on average.")
+@_setting("stragglers", _SHARE, "Nodes that are slow.")
+@_setting("slowness", click.FloatRange(min=1), "Rounds that one of theirs takes, on average.")
+@_setting("attackers", _SHARE, "Nodes that lie about their weights.")
+@_setting("attack", click.Choice(get_args(Attack)), "How they lie.")
+@_setting("every", _COUNT, "Measure a sample after so many rounds.")
+@_setting("sample", _COUNT, "Nodes in it.")
+@_setting("seed", click.IntRange(min=0), "Same seed and number of devices, same run.")
+@_setting("lanes", click.IntRange(min=0), "Pairs worked on at once; 0: as fits the device.")
+@click.option("--devices", type=_COUNT, default=1, show_default=True, help="To shard over, in each process.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Of several processes: where the first listens.")
+@click.option("--processes", type=_COUNT, default=1, show_default=True, help="How many there are.")
+@click.option("--process", type=click.IntRange(min=0), default=0, help="Which of them this is, from 0.")
+@click.option("--no-central", is_flag=True, help="Leave out the run with all data in one place.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def fleet(
+    model: str | None,
+    hidden: int | None,
+    lr: float | None,
+    partition: str | None,
+    alpha: float | None,
+    devices: int,
+    coordinator: str | None,
+    processes: int,
+    process: int,
+    no_central: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Learning only, for very many nodes: no messages, no protocol, the same arithmetic."""
+    if (processes > 1) != (coordinator is not None) or process >= processes:
+        raise click.UsageError(
+            "several processes need --coordinator, --processes, and --process below that number"
+        )
+    chosen = {"model": model, "hidden": hidden, "lr": lr, "partition": partition, "alpha": alpha}
+    args = {name: value for name, value in chosen.items() if value is not None}
+    settings = FleetSettings(args=args, **fields)
+    click.echo(f"seed {settings.seed}; repeat with: {_replay(settings, devices * processes)}", err=True)
+
+    from gossip.errors import LocalError
+    from p2pnode.errors import UserError
+
+    told = process == 0
+    try:
+        with _quiet(coordinator is not None):
+            meshed = _devices(devices, coordinator, processes, process)
+
+            from simulation.fleet.program import simulate
+
+            report = simulate(
+                settings, devices=meshed, central=told and not no_central, progress=_tell if told else None
+            )
+    except (LocalError, UserError) as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+    if told:
+        click.echo(msgspec.json.encode(report).decode() if as_json else _told(report))
+
+
+@contextmanager
+def _quiet(several: bool) -> Iterator[None]:
+    """Send what libraries print on standard output to standard error: gloo greets its peers there."""
+    if not several:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _devices(count: int, coordinator: str | None, processes: int, process: int) -> "list[jax.Device]":
+    """The devices of all processes: `count` of each."""
+    import jax
+
+    from gossip.errors import LocalError
+
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            # Concerns the processor only, which else counts as one device.
+            jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            pass  # JAX runs already in this process: it has the devices that it has
+    if coordinator is not None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
+        jax.distributed.initialize(coordinator, processes, process)
+        return list(jax.devices())
+    found = jax.devices()
+    if len(found) < count:
+        raise LocalError(f"expected {count} devices, there are {len(found)}")
+    return list(found[:count])
+
+
+def _replay(settings: FleetSettings, devices: int) -> str:
+    words = ["p2psim", "fleet"]
+    for name, value in msgspec.structs.asdict(settings).items():
+        if value == getattr(_DEFAULTS, name) or name in ("args", "gate"):
+            continue
+        words += ["--" + name.replace("_", "-"), str(value)]
+    for name, value in settings.args.items():
+        words += [f"--{name}", str(value)]
+    if settings.gate is not None:
+        words.append("--gate" if settings.gate else "--no-gate")
+    return shlex.join([*words, *(["--devices", str(devices)] if devices > 1 else [])])
+
+
+def _tell(point: Point) -> None:
+    click.echo(
+        f"round {point.round:6d}  accuracy mean {point.mean:.1%}, worst {point.worst:.1%}  "
+        f"consensus distance {point.consensus:.4g}",
+        err=True,
+    )
+
+
+def _told(report: FleetReport) -> str:
+    """The report for people."""
+    accuracy = report.accuracy
+    lines = [
+        (
+            "accuracy",
+            f"mean {accuracy.mean:.1%}, worst {accuracy.worst:.1%} of {report.measured} nodes, "
+            f"all data in one place {accuracy.central:.1%}",
+        ),
+        ("consensus distance", f"{report.consensus:.4g}"),
+        ("node-updates", f"{report.node_updates}, {report.node_updates / report.wall_s:,.0f}/s"),
+        ("exchanges", f"{report.exchanges} by both ends, {report.halves} by one, {report.refused} refused"),
+        ("time", f"{report.wall_s:.2f} s, and {report.compile_s:.1f} s to compile; {report.devices} devices"),
+    ]
+    return "\n".join(f"{name:<20}{text}" for name, text in lines)

@@ -1,0 +1,685 @@
+"""The fleet: learning only, the whole network as one XLA program, 10^4 nodes on two cores and 10^6 on an accelerator.
+
+The second engine of the simulator. The world runs the whole protocol of some hundred nodes; here there is no message,
+no signature, no clock: a round trains every node and deals all of them into pairs twice (`fleet_network`). What a
+node computes is the same in both: `Trainer.train_one`, `pair`, `codec` and `gate`.
+
+Layout. A node is a row. Weights are one array (2 * slots, values), read-outs another: a round reads the rows of one
+half in random order and writes the other half in order, so that partners lie together and a row moves through memory
+once. Nodes have no place of their own; each slot knows whom it holds. Chunks of `lanes` pairs bound what lies between
+(batches, gradients), which fits into a cache, or into an accelerator. Where there are several chunks, what is dealt to
+them are runs of some rows, or the memory's page tables would cost more than the arithmetic (`_shape`).
+
+Devices. Slots are divided among the devices of a mesh; once a round they are dealt anew over all of them (one
+all-to-all), and then everybody meets partners on the own device. Whether the devices belong to one process or to
+several is JAX's business.
+
+Randomness: keys by fold_in of round and device. Same settings, seed and number of devices: the same figures.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil, nan
+from time import perf_counter
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gossip.config import CODECS, LearningConfig
+from gossip.errors import LocalError
+from gossip.learning.trainer import Trainer, train_alone
+from p2pnode.tasks import load_task
+from p2pnode.tasks.partition import ARGUMENTS
+from simulation.fleet.data import Rows, batches, divided
+from simulation.fleet.network import Crowd, End, Leaves, Outcome, Rules, crowd, deal, exchange, in_runs, lies
+from simulation.fleet.settings import FleetAccuracy, FleetReport, FleetSettings, Point
+from simulation.seeds import Seeds
+
+# Pairs in one chunk. 512 pairs of logistic regressions are 2.7 MB of weights: they stay in a cache of the processor
+# between reading and writing; with 64 pairs the start of 30 small kernels costs more than their work.
+# An accelerator wants work for all its lanes.
+LANES_CPU = 512
+LANES_ACCELERATOR = 16384
+
+# Rows that are dealt together where there are several chunks: 16 logistic regressions are 40 KB, ten pages of memory.
+RUN_MAX = 16
+
+# Runs in a chunk, at least: whoever shares a run today meets the other's partner's neighbours, not each other.
+_RUNS_MIN = 32
+
+# Nodes in one step of an evaluation: 128 nodes x 360 test rows x 10 classes are 1.8 MB.
+_EVALUATED_AT_ONCE = 128
+
+# Nodes measured at the end; of more, a sample of so many, drawn by the dealing.
+MEASURED_MAX = 65536
+
+_AXIS = "nodes"
+_SHARED_OUT = PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]  # a part for each device
+_EVERYWHERE = PartitionSpec()  # type: ignore[no-untyped-call]  # the same on all devices
+_QUANTILES = (0.1, 0.5, 0.9)
+
+Key: TypeAlias = jax.Array
+# In the order of the schema; float32, a leaf as one row: (..., size), which is read and written in one piece.
+_Leaves: TypeAlias = Leaves
+
+
+class _State(NamedTuple):
+    """One device's share: m slots, of which some may be empty."""
+
+    # Leaves of the weights, of the read-out, and of the optimiser's state, in this order; each (2 m, ...), and odd
+    # rounds begin in the second half. With one chunk (m, ...): there is nothing left to read when it is written.
+    slabs: tuple[jax.Array, ...]
+    node: jax.Array  # (m,) int32: whom the slot holds; from `nodes` up: nobody
+    jobs: jax.Array  # (m,) uint32: training jobs that it has done
+    up: jax.Array  # (m,) bool
+    met: jax.Array  # (m,) float32: history of its gate
+    usual: jax.Array  # (m,) float32
+
+
+class _Ends(NamedTuple):
+    """The nodes at one end of a wave of exchanges, in the order of their pairs; each (lanes, ...)."""
+
+    x: _Leaves
+    before: _Leaves  # what a late offer tells
+    active: jax.Array
+    present: jax.Array
+    node: jax.Array
+    met: jax.Array
+    usual: jax.Array
+
+
+class _Counts(NamedTuple):
+    """Of one round, over all devices; () int32 each."""
+
+    trained: jax.Array
+    finished: jax.Array
+    halves: jax.Array
+    refused: jax.Array
+
+
+class _Measured(NamedTuple):
+    accuracy: jax.Array  # () mean
+    worst: jax.Array
+    quantiles: jax.Array
+    consensus: jax.Array
+    nodes: jax.Array  # () int32: how many
+
+
+class Fleet:
+    """A network ready to run.
+
+    Args:
+        settings: What is simulated.
+        devices: Over which it is sharded, of all processes; default: the first one.
+
+    Raises:
+        LocalError: the task keeps no rows in memory, or an argument is out of range.
+        UserError: there is no such task.
+    """
+
+    def __init__(self, settings: FleetSettings, *, devices: Sequence[jax.Device] | None = None) -> None:
+        if settings.codec not in CODECS:
+            raise LocalError(f"expected one of the codecs {', '.join(CODECS)}, got {settings.codec!r}")
+        self.settings = settings
+        seeds = Seeds(settings.seed)
+        chosen = list(devices) if devices is not None else jax.devices()[:1]
+        self.devices = len(chosen)
+        self._mesh = Mesh(np.array(chosen), (_AXIS,))
+        self._lanes, self._chunks, self._run_rows = _shape(settings, self.devices, chosen[0].platform)
+        self._slots = 2 * self._lanes * self._chunks  # of one device
+        self._halves = 1 if self._chunks == 1 else 2
+        args = {name: given for name, given in settings.args.items() if name not in ARGUMENTS}
+        self._task = load_task(settings.task, args)
+        self._trainer = Trainer(self._task, seed=settings.genesis_seed)
+        self.values = self._trainer.schema.values
+        self._shapes = [leaf.shape for leaf in self._trainer.schema.leaves]
+        self._ends = np.cumsum([int(np.prod(shape)) for shape in self._shapes])[:-1].tolist()
+        if self.values > LearningConfig().shard_values_max:
+            raise LocalError(
+                f"a model of {self.values} values has several shards; the fleet exchanges whole models"
+            )
+        self._rows = self._put(divided(self._task, settings, seeds), _EVERYWHERE)
+        self._genesis: _Leaves = self._put(tuple(np.split(self._trainer.genesis, self._ends)), _EVERYWHERE)
+        own = len(next(iter(next(self._task.batches("train", 0)).values())))
+        held = ceil(len(self._rows.train["y"]) / len(self._rows.sizes))
+        self._batch = settings.batch or min(own, held)
+        gated = settings.gate if settings.gate is not None else settings.attackers > 0
+        self._rules = Rules(codec=settings.codec, config=settings.exchange if gated else None)
+        self._key = seeds.integer("fleet") % 2**32
+        self._shuffle_seed = seeds.integer("batches") % 2**32
+        self._bad = round(settings.attackers * settings.nodes)
+        self._lying = self._bad > 0 and settings.attack != "labels"
+        self._slow = round(settings.stragglers * settings.nodes)
+        self._everybody = self._slots * self.devices == settings.nodes and not settings.churn
+        self._spec: Any = _State(*[_SHARED_OUT] * len(_State._fields))  # type: ignore[arg-type]
+        self.round = 0
+
+    # --- for callers -----------------------------------------------------------------------------------
+
+    def compile(self) -> float:
+        """Make the programs; return the seconds it took, with the beginning of the state."""
+        begun = perf_counter()
+        spec = self._spec
+        begin = jax.jit(self._mapped(self._begin, (_EVERYWHERE,), spec))
+        self._state: _State = begin(self._genesis)
+        whole = (spec, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE)
+        rounds = jax.jit(self._mapped(self._run, whole, (spec, _EVERYWHERE, _EVERYWHERE)), donate_argnums=0)
+        one = self._number(1)
+        self._rounds = rounds.lower(self._state, self._rows, self._genesis, one, one).compile()
+        jax.block_until_ready(self._state)  # type: ignore[no-untyped-call]
+        return perf_counter() - begun
+
+    def advance(self, rounds: int) -> tuple[Point, dict[str, int]]:
+        """Run so many rounds and measure a sample; one call of the device. After `compile`."""
+        self._state, counts, found = self._rounds(
+            self._state, self._rows, self._genesis, self._number(self.round), self._number(rounds)
+        )
+        self.round += rounds
+        counts, found = jax.device_get((counts, found))  # waits for the device
+        return self._point(found), {name: int(count) for name, count in counts._asdict().items()}
+
+    def measure(self) -> tuple[Point, int]:
+        """Measure all nodes, or MEASURED_MAX of them; return how many, too."""
+        number = self._number(self.round)
+        wanted = self._sample(MEASURED_MAX)
+        if self._sample(self.settings.sample) == wanted:
+            # The program at hand looks at everybody: no rounds, and a look.
+            self._state, _, found = self._rounds(
+                self._state, self._rows, self._genesis, number, self._number(0)
+            )
+        else:
+            look = self._mapped(
+                partial(self._measure, sample=wanted), (self._spec, _EVERYWHERE, _EVERYWHERE), _EVERYWHERE
+            )
+            found = jax.jit(look)(self._state, self._rows, number)
+        found = jax.device_get(found)
+        return self._point(found), int(found.nodes)
+
+    def _point(self, found: _Measured) -> Point:
+        return Point(
+            round=self.round,
+            mean=float(found.accuracy),
+            worst=float(found.worst),
+            quantiles=tuple(float(value) for value in found.quantiles),
+            consensus=float(found.consensus),
+        )
+
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Return the weights of all nodes, by node: shape (nodes, values). Copies them from the device."""
+        half = self.round % self._halves
+        node = np.asarray(self._state.node)
+        real = node < self.settings.nodes
+        leaves = []
+        for slab in self._state.slabs[: len(self._shapes)]:
+            rows = np.asarray(slab).reshape(self.devices, self._halves, self._slots, -1)[:, half]
+            found = np.empty((self.settings.nodes, rows.shape[-1]), np.float32)
+            found[node[real]] = rows.reshape(len(node), -1)[real]
+            leaves.append(found)
+        return np.concatenate(leaves, axis=1)
+
+    def central(self) -> float:
+        """Accuracy of one learner with all rows, after as many rounds: same steps, optimiser and read-out."""
+        learning = LearningConfig(
+            local_steps=self.settings.local_steps,
+            readout_decay=self.settings.readout_decay,
+            genesis_seed=self.settings.genesis_seed,
+        )
+        return train_alone(self._task, rounds=self.round, learning=learning).get("accuracy", nan)
+
+    def place(self, weights: npt.NDArray[np.float32]) -> None:
+        """Give every node weights of its own, shape (nodes, values); after `compile`, in one process."""
+        node = np.asarray(self._state.node)
+        rows = np.zeros((self._slots * self.devices, self.values), np.float32)
+        rows[node < len(weights)] = weights[node[node < len(weights)]]
+        slabs = []
+        for leaf in np.split(rows, self._ends, axis=1):
+            slab = np.zeros((self.devices, self._halves, self._slots, *leaf.shape[1:]), np.float32)
+            slab[:, self.round % self._halves] = leaf.reshape(self.devices, self._slots, *leaf.shape[1:])
+            slabs.append(slab.reshape(-1, *leaf.shape[1:]))
+        placed = self._put(tuple(slabs), _SHARED_OUT)
+        self._state = self._state._replace(slabs=(*placed, *self._state.slabs[len(placed) :]))
+
+    # --- the beginning -----------------------------------------------------------------------------------
+
+    def _mapped(self, run: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        mapped: Callable[..., Any] = jax.shard_map(
+            run, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return mapped
+
+    def _put(self, tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(self._mesh, spec)
+
+        def put(array: Any) -> jax.Array:
+            # From a callback, because a device may belong to another process.
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+        return jax.tree_util.tree_map(put, tree)
+
+    def _number(self, number: int) -> jax.Array:
+        placed: jax.Array = self._put(np.int32(number), _EVERYWHERE)
+        return placed
+
+    def _sample(self, wanted: int) -> int:
+        """Slots of each device that hold about `wanted` nodes in all."""
+        return min(ceil(wanted / self.devices), self._slots)
+
+    def _begin(self, genesis: _Leaves) -> _State:
+        m = self._slots
+        rows = self._halves * m
+        blank = [jnp.zeros((rows, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
+        everywhere = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in genesis]
+        return _State(
+            slabs=(*everywhere, *everywhere, *blank),
+            node=jnp.arange(m, dtype=jnp.int32) + m * jax.lax.axis_index(_AXIS).astype(jnp.int32),
+            jobs=jnp.zeros(m, jnp.uint32),
+            up=jnp.ones(m, bool),
+            met=jnp.zeros(m, jnp.float32),
+            usual=jnp.zeros(m, jnp.float32),
+        )
+
+    # --- rounds, on one device of the mesh --------------------------------------------------------------------
+
+    def _run(
+        self, state: _State, rows: Rows, genesis: _Leaves, first: jax.Array, count: jax.Array
+    ) -> tuple[_State, _Counts, _Measured]:
+        """`count` rounds from number `first` on, and a look at a sample."""
+
+        def body(number: jax.Array, carry: tuple[_State, _Counts]) -> tuple[_State, _Counts]:
+            state, counts = carry
+            state, more = self._round(state, rows, genesis, number)
+            return state, jax.tree_util.tree_map(jnp.add, counts, more)
+
+        none = _Counts(*[jnp.int32(0)] * 4)
+        state, counts = jax.lax.fori_loop(first, first + count, body, (state, none))
+        counts = _total(counts)
+        return (
+            state,
+            counts,
+            self._measure(state, rows, first + count, sample=self._sample(self.settings.sample)),
+        )
+
+    def _round(
+        self, state: _State, rows: Rows, genesis: _Leaves, number: jax.Array
+    ) -> tuple[_State, _Counts]:
+        """Every node trains, asks one other and answers one."""
+        m, width = self._slots, 2 * self._lanes
+        key = jax.random.fold_in(jax.random.key(self._key), number)
+        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(_AXIS)), 4)
+        source = self._half(number)
+        target = self._slots * ((number + 1) % self._halves)
+        if self.devices > 1:
+            state = self._dealt(keys[0], state, source)
+        if self.settings.churn:
+            draw = jax.random.uniform(keys[1], (m,))
+            up = jnp.where(state.up, draw >= self.settings.churn, draw < 1 / self.settings.away_rounds)
+            state = state._replace(up=up)
+        order = in_runs(keys[2], chunks=self._chunks, lanes=self._lanes, run=self._run_rows)
+        # (chunks, width): each chunk's askers of the first wave, then those of the second
+        items = (
+            jnp.arange(self._chunks, dtype=jnp.int32),
+            jax.random.split(keys[3], self._chunks),
+            order,
+            jax.tree_util.tree_map(lambda array: array[order], state[1:]),
+        )
+
+        def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
+            k, key, slots, small = item
+            moved = tuple(_take(slab, source + slots) for slab in slabs)
+            halves, others, small, counts = self._chunk(key, moved, small, rows, genesis)
+            start = target + k * width
+            n = len(self._shapes)
+            weights = [
+                _write(_write(slab, a, start), b, start + self._lanes)
+                for slab, a, b in zip(slabs[:n], *halves, strict=True)
+            ]
+            kept = [_write(slab, new, start) for slab, new in zip(slabs[n:], others, strict=True)]
+            slabs = (*weights, *kept)
+            return slabs, (small, counts)
+
+        if self._chunks > 1:
+            slabs, (small, counts) = jax.lax.scan(chunk, state.slabs, items)
+        else:  # one chunk needs no loop around it, which XLA would not look through
+            slabs, (small, counts) = chunk(state.slabs, jax.tree_util.tree_map(lambda array: array[0], items))
+        small = [array.reshape(m) for array in small]
+        return _State(slabs, *small), _Counts(*(jnp.sum(count) for count in counts))
+
+    def _chunk(
+        self, key: Key, slabs: tuple[jax.Array, ...], small: Any, rows: Rows, genesis: _Leaves
+    ) -> tuple[tuple[_Leaves, _Leaves], _Leaves, Any, _Counts]:
+        """One round of the nodes that lie together in a chunk, in the order in which they were dealt.
+
+        Args:
+            slabs: As in _State, each (width, ...).
+            small: The other fields of _State, each (width,).
+
+        Returns:
+            Weights of both halves, (lanes, ...): joined, they would cost a pass of their own; then the other slabs,
+            `small` and counts.
+        """
+        settings, lanes = self.settings, self._lanes
+        k_busy, k_first, k_second, k_turn = jax.random.split(key, 4)
+        n = len(self._shapes)
+        x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
+        node, jobs, up, met, usual = small
+        active = self._active(k_busy, node, up)  # (width,): trains, and asks
+        trained, optimiser = self._trained(x, optimiser, active, node, jobs, rows)
+        # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
+        decay = np.float32(settings.readout_decay)
+        readout = tuple(_chosen(active, x + decay * (y - x), y) for x, y in zip(x, readout, strict=True))
+        # XLA would repeat the last step of training in each of the four places that read its result.
+        trained = jax.lax.optimization_barrier(trained)  # type: ignore[no-untyped-call]
+        present = self._present(node, up)
+
+        def ends(part: slice) -> _Ends:
+            now, before = (tuple(leaf[part] for leaf in leaves) for leaves in (trained, x))
+            return _Ends(now, before, active[part], present[part], node[part], met[part], usual[part])
+
+        asks, asked = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
+        # Attackers know those with whom they lie in one chunk.
+        known = crowd(trained, present & (node >= self._bad)) if self._lying else None
+        a, b, first = self._wave(k_first, asks, asked, genesis, known)
+        # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows
+        # come one by one the next one's is as good as any other; in runs, neighbours know the same.
+        turn: int | jax.Array = 1
+        if self._run_rows > 1:
+            turn = jax.random.randint(k_turn, (), 1, lanes, jnp.int32)
+        there, back = (_turned(lanes, by) for by in (turn, lanes - turn))
+        b = jax.tree_util.tree_map(lambda array: _take(array, there), b._replace(before=asked.x))
+        b, a, second = self._wave(k_second, b, a, genesis, known)
+        b = jax.tree_util.tree_map(lambda array: _take(array, back), b)
+        counts = _Counts(
+            jnp.sum(active).astype(jnp.int32),
+            *(one + other for one, other in zip(first, second, strict=True)),
+        )
+        small = (
+            node,
+            jobs + active.astype(jnp.uint32),
+            up,
+            jnp.concatenate([a.met, b.met]),
+            jnp.concatenate([a.usual, b.usual]),
+        )
+        return (a.x, b.x), (*readout, *optimiser), small, counts
+
+    def _trained(
+        self, x: _Leaves, optimiser: _Leaves, active: jax.Array, node: jax.Array, jobs: jax.Array, rows: Rows
+    ) -> tuple[_Leaves, _Leaves]:
+        """Weights and optimiser states after one job of those that are active; all (width, ...)."""
+
+        def one(x: _Leaves, *more: Any) -> Any:
+            trained, optimiser, _ = self._trainer.train_leaves(self._tree(x), *more)
+            leaves = jax.tree_util.tree_leaves(trained)
+            return tuple(leaf.astype(jnp.float32).reshape(-1) for leaf in leaves), optimiser
+
+        taken = batches(
+            rows, node, jobs, steps=self.settings.local_steps, size=self._batch, seed=self._shuffle_seed
+        )
+        if (
+            self._bad and self.settings.attack == "labels"
+        ):  # an honest node with false labels: the last for the first
+            wrong = jnp.max(rows.train["y"]) - taken["y"]
+            taken = {**taken, "y": _chosen(node < self._bad, wrong, taken["y"])}
+        stepped = jax.vmap(one)(
+            x,
+            optimiser,
+            jobs == 0,
+            taken,
+            node.astype(jnp.uint32),
+            jobs * jnp.uint32(self.settings.local_steps),
+        )
+        done: tuple[_Leaves, _Leaves] = jax.tree_util.tree_map(
+            lambda new, old: _chosen(active, new, old), stepped, (x, optimiser)
+        )
+        return done
+
+    def _tree(self, x: _Leaves) -> Any:
+        """The task's parameters of one node."""
+        return self._trainer.tree_of(
+            [leaf.reshape(shape) for leaf, shape in zip(x, self._shapes, strict=True)]
+        )
+
+    def _wave(
+        self, key: Key, i: _Ends, j: _Ends, genesis: _Leaves, known: Crowd | None
+    ) -> tuple[_Ends, _Ends, list[jax.Array]]:
+        """Each of i asks its partner of j; return both as they are then, and what _Counts counts from `finished` on."""
+        settings, lanes = self.settings, self._lanes
+        k_late, k_legs = jax.random.split(key)
+        shown_i, shown_j = i.x, j.x
+        if settings.late:
+            late = jax.random.uniform(k_late, (lanes,)) < settings.late
+            shown_i = tuple(_chosen(late, *pair) for pair in zip(i.before, i.x, strict=True))
+        if known is not None:
+            k_i, k_j = jax.random.split(jax.random.fold_in(key, 2))
+            shown_i = self._lies(k_i, i.node, shown_i, genesis, known)
+            shown_j = self._lies(k_j, j.node, shown_j, genesis, known)
+        asks, replies = i.active & j.present, jnp.ones(lanes, bool)
+        if settings.loss:
+            arrives = jax.random.uniform(k_legs, (2, lanes)) >= settings.loss
+            asks, replies = asks & arrives[0], arrives[1]
+        # One vector for the whole model where blocks or norms run over all of it; else one for each leaf, which is the
+        # same arithmetic without the copies.
+        whole = self._rules.codec != "f32" or self._rules.config is not None
+        parts = (genesis, i.x, shown_i, j.x, shown_j)
+        vectors = [[jnp.concatenate(part, axis=-1)] if whole else list(part) for part in parts]
+        outs: list[Outcome] = [
+            jax.vmap(partial(exchange, self._rules), in_axes=(None, 0, 0, 0, 0))(
+                reference, End(i_x, i_shown, i.met, i.usual), End(j_x, j_shown, j.met, j.usual), asks, replies
+            )
+            for reference, i_x, i_shown, j_x, j_shown in zip(*vectors, strict=True)
+        ]
+        out = outs[0]
+        counts = [
+            jnp.sum(flags).astype(jnp.int32)
+            for flags in (out.finished, out.answered & ~out.finished, out.refused)
+        ]
+        i_x, j_x = (
+            tuple(jnp.split(out.x[end], self._ends, axis=1)) if whole else tuple(out.x[end] for out in outs)
+            for end in (0, 1)
+        )
+        return (
+            i._replace(x=i_x, met=out.met[0], usual=out.usual[0]),
+            j._replace(x=j_x, met=out.met[1], usual=out.usual[1]),
+            counts,
+        )
+
+    def _lies(self, key: Key, node: jax.Array, x: _Leaves, genesis: _Leaves, known: Crowd) -> _Leaves:
+        told = lies(key, self.settings.attack, x, genesis, known)
+        return tuple(_chosen(node < self._bad, lie, leaf) for lie, leaf in zip(told, x, strict=True))
+
+    def _half(self, number: jax.Array) -> jax.Array:
+        """Where in the slabs the nodes lie when round `number` begins."""
+        return self._slots * (number % self._halves)
+
+    # --- nodes ---------------------------------------------------------------------------------------------------
+
+    def _present(self, node: jax.Array, up: jax.Array) -> jax.Array:
+        if self._everybody:
+            return jnp.ones(node.shape, bool)
+        return up & (node < self.settings.nodes)
+
+    def _active(self, key: Key, node: jax.Array, up: jax.Array) -> jax.Array:
+        """Who trains and asks in this round."""
+        present = self._present(node, up)
+        if not self._slow:
+            return present
+        busy = jax.random.uniform(key, node.shape) >= 1 / self.settings.slowness
+        # Attackers have the smallest numbers, stragglers the largest.
+        return present & ~((node >= self.settings.nodes - self._slow) & busy)
+
+    def _dealt(self, key: Key, state: _State, source: jax.Array) -> _State:
+        m = self._slots
+        here = tuple(jax.lax.dynamic_slice_in_dim(slab, source, m) for slab in state.slabs)
+        slabs, *small = deal(key, (here, *state[1:]), axis=_AXIS)
+        return _State(
+            tuple(_write(slab, new, source) for slab, new in zip(state.slabs, slabs, strict=True)), *small
+        )
+
+    # --- measuring, on one device of the mesh -----------------------------------------------------------------------
+
+    def _measure(self, state: _State, rows: Rows, number: jax.Array, *, sample: int) -> _Measured:
+        """Accuracy of the first `sample` slots, whoever lies there; consensus of all."""
+        honest = (state.node >= self._bad) & self._present(state.node, state.up)  # (m,)
+        taken = honest[:sample]
+        source = self._half(number)
+        total = sum(len(next(iter(batch.values()))) for batch in rows.test)
+
+        def accuracy(slot: jax.Array) -> jax.Array:
+            n = len(self._shapes)
+            y = self._tree(tuple(slab[source + slot] for slab in state.slabs[n : 2 * n]))
+            right: jax.Array = jnp.float32(0)
+            for batch in rows.test:
+                metrics: dict[str, jax.Array] = self._trainer.evaluate_leaves(y, batch)[1]
+                right += metrics["accuracy"] * np.float32(len(next(iter(batch.values()))) / total)
+            return right
+
+        found = jax.lax.map(
+            accuracy, jnp.arange(sample, dtype=jnp.int32), batch_size=min(_EVALUATED_AT_ONCE, sample)
+        )  # (sample,)
+        found = jnp.where(taken, found, jnp.inf)
+        ranked = jnp.sort(jax.lax.all_gather(found, _AXIS, tiled=True))
+        count = _total(jnp.sum(taken)).astype(jnp.int32)
+        mean = jnp.sum(jnp.where(jnp.isfinite(ranked), ranked, 0)) / count
+        places = jnp.round(jnp.array(_QUANTILES) * (count - 1)).astype(jnp.int32)
+        return _Measured(
+            mean,
+            ranked[0],
+            ranked[places],
+            self._consensus(state.slabs[: len(self._shapes)], source, honest),
+            count,
+        )
+
+    def _consensus(self, slabs: _Leaves, source: jax.Array, honest: jax.Array) -> jax.Array:
+        """Root of the mean squared distance from the mean. docs/learning.md."""
+        width = 2 * self._lanes
+        weights = honest.astype(jnp.float32).reshape(self._chunks, width)
+
+        def total(of: Callable[[jax.Array, jax.Array], jax.Array], centre: _Leaves) -> _Leaves:
+            def add(sums: _Leaves, item: tuple[jax.Array, jax.Array]) -> tuple[_Leaves, None]:
+                k, weight = item
+                # Chunk by chunk: a slice of a whole half would be a copy of it.
+                rows = [jax.lax.dynamic_slice_in_dim(slab, source + k * width, width) for slab in slabs]
+                more = [
+                    jnp.tensordot(weight, of(leaf, middle[None]), axes=1)
+                    for leaf, middle in zip(rows, centre, strict=True)
+                ]
+                return tuple(one + other for one, other in zip(sums, more, strict=True)), None
+
+            begin = tuple(jnp.zeros(slab.shape[1:], jnp.float32) for slab in slabs)
+            items = (jnp.arange(self._chunks, dtype=jnp.int32), weights)
+            everywhere: _Leaves = _total(jax.lax.scan(add, begin, items)[0])
+            return everywhere
+
+        count = _total(jnp.sum(weights))
+        nowhere = tuple(jnp.zeros(slab.shape[1:], jnp.float32) for slab in slabs)
+        centre = tuple(leaf / count for leaf in total(lambda x, _: x, nowhere))
+        squares = total(lambda x, middle: jnp.square(x - middle), centre)
+        distance: jax.Array = jnp.sqrt(sum((jnp.sum(leaf) for leaf in squares), jnp.float32(0)) / count)
+        return distance
+
+
+def simulate(
+    settings: FleetSettings,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    central: bool = True,
+    progress: Callable[[Point], None] | None = None,
+) -> FleetReport:
+    """Run a fleet to its end and measure.
+
+    Args:
+        devices: See Fleet.
+        central: Whether to train the central reference, too.
+        progress: Called after each measurement on the way.
+
+    Raises:
+        LocalError, UserError: see Fleet.
+    """
+    fleet = Fleet(settings, devices=devices)
+    compile_s = fleet.compile()
+    counts = dict.fromkeys(_Counts._fields, 0)
+    curve: list[Point] = []
+    begun = perf_counter()
+    while fleet.round < settings.rounds:
+        point, more = fleet.advance(min(settings.every, settings.rounds - fleet.round))
+        curve.append(point)
+        counts = {name: count + more[name] for name, count in counts.items()}
+        if progress is not None:
+            progress(point)
+    wall_s = perf_counter() - begun
+    end, measured = fleet.measure()
+    return FleetReport(
+        task=settings.task,
+        seed=settings.seed,
+        nodes=settings.nodes,
+        rounds=settings.rounds,
+        devices=fleet.devices,
+        node_updates=counts["trained"],
+        exchanges=counts["finished"],
+        halves=counts["halves"],
+        refused=counts["refused"],
+        wall_s=wall_s,
+        compile_s=compile_s,
+        accuracy=FleetAccuracy(end.mean, end.worst, fleet.central() if central else nan),
+        measured=measured,
+        consensus=end.consensus,
+        curve=curve,
+    )
+
+
+def _shape(settings: FleetSettings, devices: int, platform: str) -> tuple[int, int, int]:
+    """Return (pairs in a chunk, chunks, rows in a run) of one device; if need be with a few more places than nodes.
+
+    A run is what lies together in memory and is dealt as one. Rows of some KB drawn one by one from a GB cost twice
+    the whole arithmetic, because each lies in another page of memory.
+    """
+    pairs = ceil(settings.nodes / (2 * devices))
+    wanted = settings.lanes or (LANES_CPU if platform == "cpu" else LANES_ACCELERATOR)
+    chunks = ceil(pairs / wanted)
+    lanes = ceil(pairs / chunks)
+    if devices > 1:  # every device gives each as many
+        lanes = ceil(lanes / devices) * devices
+    if chunks == 1:
+        return lanes, 1, 1
+    lanes = max(lanes, 2)  # the second wave needs another partner
+    if devices == 1 and not settings.lanes:
+        # Somewhat smaller chunks that leave no place empty and divide into longer runs, where there are any.
+        fitting = [some for some in range(lanes // 2, wanted + 1) if pairs % some == 0]
+        lanes = max(fitting, key=lambda some: (_run(some), some), default=lanes)
+        chunks = ceil(pairs / lanes)
+    return lanes, chunks, _run(lanes)
+
+
+def _run(lanes: int) -> int:
+    """Rows in a run: a power of two, and enough runs in a chunk that these are drawn, not their rows."""
+    run = RUN_MAX
+    while run > 1 and ((2 * lanes) % run or 2 * lanes < _RUNS_MIN * run):
+        run //= 2
+    return run
+
+
+def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
+    taken: jax.Array = array.at[rows].get(mode="promise_in_bounds")
+    return taken
+
+
+def _turned(count: int, by: int | jax.Array) -> jax.Array:
+    """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
+    return (jnp.arange(count, dtype=jnp.int32) + by) % count
+
+
+def _write(array: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
+
+
+def _chosen(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    """Row by row; flags (rows,), the others (rows, ...)."""
+    return jnp.where(flags.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def _total(tree: Any) -> Any:
+    """The sum over all devices."""
+    return jax.lax.psum(tree, _AXIS)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Deterministic simulation testing: every seed is another network with other faults, and must heal."""

@@ -1,0 +1,272 @@
+"""`p2psim swarm` and `p2psim shrink`: many seeds on all cores, and the smallest failing version of one of them."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from time import perf_counter
+from typing import Any
+
+import click
+import msgspec
+from msgspec import Struct
+
+from simulation.seeds_option import SeedRange
+from simulation.swarm.draw import KINDS, NODES_MAX, NODES_MIN, PACES
+
+
+class SwarmTotals(Struct, kw_only=True):
+    """What a range of seeds came to; `p2psim swarm --json` prints it."""
+
+    seeds: int = 0
+    failed: list[str] = []  # messages, each with its command
+    node_hours: float = 0.0
+    node_hours_by_pace: dict[str, float] = {}
+    virtual_s: float = 0.0
+    wall_s: float = 0.0
+    events: int = 0
+    exchanges: int = 0
+    checks: int = 0
+    healed_s_max: float = 0.0
+    faults: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    digests: dict[int, str] = {}
+    unseen: list[str] = []  # kinds of faults that no seed met
+
+
+def _die_with_parent() -> None:
+    """In a worker: without it, workers of a command that was killed wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def wait_for_end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
+def run_many(
+    settings: Iterator[Any], *, jobs: int, told: Callable[[Any, Any, BaseException | None], bool]
+) -> None:
+    """Runs settings in processes. `told(settings, report, error)` says whether to go on.
+
+    A process of its own for the runs even where there is one job: whatever a broken node raises arrives as a value.
+    """
+    from simulation.swarm.run import run_seed
+
+    # Spawned: forking a process that has threads may hang.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_die_with_parent) as pool:
+        waiting: dict[Future[Any], Any] = {}
+        go_on = True
+        while True:
+            if go_on:
+                for one in islice(settings, 2 * jobs - len(waiting)):
+                    waiting[pool.submit(run_seed, one)] = one
+            if not waiting:
+                return
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=lambda future: int(waiting[future].seed)):
+                one = waiting.pop(future)
+                error = future.exception()
+                go_on = told(one, future.result() if error is None else None, error) and go_on
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """What changes a seed; common to both commands."""
+    for option in (
+        click.option(
+            "--nodes-max",
+            type=click.IntRange(min=NODES_MIN),
+            default=NODES_MAX,
+            show_default=True,
+            help="At most so many honest nodes; each seed draws its own number.",
+        ),
+        click.option("--nodes", type=click.IntRange(min=NODES_MIN), help="Exactly so many honest nodes."),
+        click.option(
+            "--without",
+            multiple=True,
+            type=click.Choice(KINDS),
+            metavar="KIND",
+            help="Switch off one kind of fault.",
+        ),
+        click.option(
+            "--shorten",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Let faults strike for this share of the time only.",
+        ),
+        click.option(
+            "--pace",
+            type=click.Choice(PACES),
+            help="Rounds of seconds, or a daemon's own settings for hours; drawn by default.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("swarm")
+@click.option("--seeds", type=SeedRange(), required=True, metavar="A:B", help="From A until before B.")
+@options
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes at the same time."
+)
+@click.option("--minutes", type=click.FloatRange(min=0), help="Start no more seeds after so long.")
+@click.option("--first", is_flag=True, help="Start no more seeds after one that failed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def swarm(
+    seeds: range,
+    nodes_max: int,
+    nodes: int | None,
+    without: tuple[str, ...],
+    shorten: float,
+    pace: str | None,
+    jobs: int,
+    minutes: float | None,
+    first: bool,
+    as_json: bool,
+) -> None:
+    """Test: each seed is another small network with other faults.
+
+    While faults strike, checkers watch for what must never happen; then the faults stop, and the network has to
+    become whole. Exit status 1 where a seed failed, with the command that repeats it.
+    """
+    from simulation.swarm.run import SwarmReport, SwarmSettings
+
+    def settings(seed: int) -> SwarmSettings:
+        return SwarmSettings(
+            seed=seed, nodes_max=nodes_max, nodes=nodes, without=without, shorten=shorten, pace=pace
+        )
+
+    click.echo(
+        f"seeds {seeds.start}:{seeds.stop}, nodes-max {nodes_max}, {jobs} jobs; "
+        f"first: {settings(seeds.start).command()}",
+        err=as_json,
+    )
+    if len(seeds) == 1:
+        drawn = settings(seeds.start).options()
+        click.echo(f"options {msgspec.json.encode(drawn).decode()}", err=as_json)
+    begun = perf_counter()
+    totals = SwarmTotals()
+
+    def told(one: SwarmSettings, report: SwarmReport | None, error: BaseException | None) -> bool:
+        totals.seeds += 1
+        if report is None:
+            told_of = str(error)
+            if "replay with: " not in told_of:  # a node broke, and the checkers had nothing to say
+                told_of = f"{type(error).__name__}: {error}; replay with: {one.command()}"
+            totals.failed.append(f"seed {one.seed}: {told_of}")
+            click.echo(totals.failed[-1], err=True)
+        else:
+            _add(totals, report)
+        if totals.seeds % 50 == 0:
+            click.echo(
+                f"{totals.seeds} seeds, {len(totals.failed)} failed, {totals.node_hours:.1f} node-hours, "
+                f"{perf_counter() - begun:.0f} s of wall time",
+                err=True,
+            )
+        if first and totals.failed:
+            return False
+        return minutes is None or perf_counter() - begun < 60.0 * minutes
+
+    run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)
+    totals.wall_s = perf_counter() - begun
+    totals.faults = dict(sorted(totals.faults.items()))
+    totals.refused = dict(sorted(totals.refused.items()))
+    totals.digests = dict(sorted(totals.digests.items()))
+    totals.unseen = [kind for kind in KINDS if kind not in totals.faults]
+    click.echo(msgspec.json.encode(totals).decode() if as_json else _told(totals))
+    if totals.failed:
+        sys.exit(1)
+
+
+def _add(totals: SwarmTotals, report: Any) -> None:
+    totals.node_hours += report.node_hours
+    by_pace = totals.node_hours_by_pace
+    by_pace[report.pace] = by_pace.get(report.pace, 0.0) + report.node_hours
+    totals.virtual_s += report.virtual_s
+    totals.events += report.events
+    totals.exchanges += report.exchanges
+    totals.checks += report.checks
+    totals.healed_s_max = max(totals.healed_s_max, report.healed_s)
+    totals.digests[report.seed] = report.digest
+    for counts, more in ((totals.faults, report.faults), (totals.refused, report.refused)):
+        for name, count in more.items():
+            counts[name] = counts.get(name, 0) + count
+
+
+def _told(totals: SwarmTotals) -> str:
+    """For people."""
+
+    def counted(counts: dict[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+    lines = [
+        ("seeds", f"{totals.seeds}, {len(totals.failed)} failed"),
+        (
+            "node-hours",
+            f"{totals.node_hours:.1f} in {totals.wall_s:.0f} s: "
+            + ", ".join(
+                f"{hours:.1f} at the pace of {pace}"
+                for pace, hours in sorted(totals.node_hours_by_pace.items())
+            ),
+        ),
+        ("events", f"{totals.events}, {totals.exchanges} exchanges, {totals.checks} checks"),
+        ("whole again", f"after at most {totals.healed_s_max:.0f} virtual s"),
+        ("faults", counted(totals.faults)),
+        ("not seen", ", ".join(totals.unseen) or "none: every kind struck"),
+        ("refused", counted(totals.refused)),
+        *(("FAILED", message) for message in totals.failed),
+    ]
+    return "\n".join(f"{name:<14}{text}" for name, text in lines)
+
+
+@click.command("shrink")
+@click.option("--seed", type=click.IntRange(min=0), required=True, help="One that fails.")
+@options
+@click.option("--runs", type=click.IntRange(min=1), default=200, show_default=True, help="Tries at most.")
+def shrink(
+    seed: int,
+    nodes_max: int,
+    nodes: int | None,
+    without: tuple[str, ...],
+    shorten: float,
+    pace: str | None,
+    runs: int,
+) -> None:
+    """Find the smallest options with which a seed still fails: fewer kinds of faults, fewer nodes, a shorter run."""
+    from simulation.swarm.run import SwarmSettings
+    from simulation.swarm.shrink import smallest
+
+    settings = SwarmSettings(
+        seed=seed, nodes_max=nodes_max, nodes=nodes, without=without, shorten=shorten, pace=pace
+    )
+    click.echo(f"shrinking {settings.command()}")
+
+    def fails(one: SwarmSettings) -> str:
+        seen: list[str] = []
+
+        def told(_: SwarmSettings, report: object, error: BaseException | None) -> bool:
+            if error is not None:
+                seen.append(f"{type(error).__name__}: {error}")
+            return True
+
+        run_many(iter([one]), jobs=1, told=told)
+        return seen[0] if seen else ""
+
+    found = smallest(settings, fails, runs=runs, told=lambda line: click.echo(line, err=True))
+    if found is None:
+        click.echo("this seed does not fail")
+        sys.exit(1)
+    options = found.settings.options()
+    click.echo(f"why      {found.why}")
+    click.echo(
+        f"left     {options.nodes} nodes, {options.safety_s:g} s with {', '.join(options.kinds) or 'no faults'}"
+    )
+    click.echo(f"repeat   {found.settings.command()}")

@@ -1,0 +1,173 @@
+"""Deterministic simulation testing: each seed is another network with other faults; first safety, then liveness.
+
+As TigerBeetle's VOPR: while faults strike, checkers watch for what must never happen (`simulation.swarm.checkers`).
+Then the faults stop, and the network has to become whole within a stated time: every node knows every other, all agree
+as well as their codec allows, and every record that was acknowledged is found. A failing seed is a bug that anybody can
+repeat.
+"""
+
+import shlex
+from time import perf_counter
+
+import numpy as np
+from msgspec import Struct
+
+from gossip.dht.ids import Key, NodeId, node_id
+from simulation.checkers import ViolationError, consensus_distance
+from simulation.seeds import Seeds
+from simulation.swarm.draw import NODES_MAX, SwarmOptions, draw
+from simulation.swarm.synthetic import SyntheticLearner, SyntheticParts
+from simulation.swarm.world import SwarmWorld
+
+# How often bounds are looked at in the safety phase, and the goal in the other.
+LOOKS = 20
+# Consensus distance that counts as agreement, per unit of the models' distance from the reference: what is left is the
+# rounding of the codec. Half a step of int8 is 1/254 of a block's largest value, of int4 1/14; the rest is slack.
+AGREEMENT = {"f32": 1e-3, "int8": 0.03, "int4": 0.3}
+# The models' distance from the reference is at least this, per value (root mean square), for the above.
+SCALE_RMS = 0.1
+
+
+class SwarmSettings(Struct, frozen=True, kw_only=True):
+    """What a person chose for a seed."""
+
+    seed: int
+    nodes_max: int = NODES_MAX
+    nodes: int | None = None
+    without: tuple[str, ...] = ()
+    shorten: float = 1.0
+    pace: str | None = None
+
+    def options(self) -> SwarmOptions:
+        return draw(
+            self.seed,
+            nodes_max=self.nodes_max,
+            nodes=self.nodes,
+            without=self.without,
+            shorten=self.shorten,
+            pace=self.pace,
+        )
+
+    def command(self) -> str:
+        """What repeats exactly this run."""
+        words = ["p2psim", "swarm", "--seeds", f"{self.seed}:{self.seed + 1}"]
+        if self.nodes_max != NODES_MAX:
+            words += ["--nodes-max", str(self.nodes_max)]
+        if self.nodes is not None:
+            words += ["--nodes", str(self.nodes)]
+        if self.shorten != 1.0:
+            words += ["--shorten", repr(self.shorten)]
+        if self.pace is not None:
+            words += ["--pace", self.pace]
+        for kind in self.without:
+            words += ["--without", kind]
+        return shlex.join(words)
+
+
+class SwarmReport(Struct, frozen=True):
+    """What one seed came to."""
+
+    seed: int
+    pace: str
+    nodes: int
+    digest: str
+    virtual_s: float
+    healed_s: float  # of them, until everything was whole again
+    node_hours: float  # of honest nodes
+    wall_s: float
+    events: int
+    exchanges: int
+    checks: int
+    lost_halves: int
+    faults: dict[str, int]
+    refused: dict[str, int]
+
+
+def patience_s(options: SwarmOptions) -> float:
+    """Virtual seconds within which a network without faults must have become whole.
+
+    Every shard is exchanged often enough to agree; dead connections are noticed; lookups and publications come round;
+    and whoever rested from a peer that did not answer (at most 300 s, half as much again by jitter) tries again.
+    """
+    config = options.scenario.config
+    shards = -(-options.values // config.learning.shard_values_max)
+    exchanging = 40.0 * shards * max(config.learning.round_interval_s, config.exchange.timeout_s / 3.0)
+    looking = 4.0 * config.membership.walk_interval_s + 3.0 * config.dht.publish_interval_s
+    return 600.0 + exchanging + looking
+
+
+def run_seed(settings: SwarmSettings) -> SwarmReport:
+    """Raises ViolationError, or whatever a broken node raises."""
+    options = settings.options()
+    seeds = Seeds(settings.seed)
+    parts = SyntheticParts(options, seeds)
+    world = SwarmWorld(options, seeds, parts, replay=settings.command())
+    begun = perf_counter()
+    try:
+        for look in range(1, LOOKS + 1):
+            world.run(options.safety_s * look / LOOKS)
+            world.inspect()
+        world.heal()
+        found: dict[tuple[NodeId, Key], None] = {}
+        parts.found = lambda owner, place: found.setdefault((owner, place))
+        limit = patience_s(options)
+        step = limit / 100.0
+        missing = "nothing was looked at"
+        while world.now < options.safety_s + limit:
+            world.run(world.now + step)
+            world.inspect()
+            missing = _missing(world, found)
+            if not missing:
+                break
+        if missing:
+            raise ViolationError(
+                f"{limit:g} s after the last fault {missing}; replay with: {settings.command()}"
+            )
+    finally:
+        world.close()
+    return SwarmReport(
+        seed=settings.seed,
+        pace=options.pace,
+        nodes=options.nodes,
+        digest=world.digest,
+        virtual_s=world.now,
+        healed_s=world.now - options.safety_s,
+        node_hours=options.nodes * world.now / 3600.0,
+        wall_s=perf_counter() - begun,
+        events=world.events,
+        exchanges=world.exchanges,
+        checks=world.checks,
+        lost_halves=world.checker.lost_halves,
+        faults=world.faults,
+        refused=dict(sorted(world.refused.items())),
+    )
+
+
+def _missing(world: SwarmWorld, found: dict[tuple[NodeId, Key], None]) -> str:
+    """What is not whole yet, in words; empty: nothing."""
+    ids = {host.id: host.index for host in world.honest_hosts}
+    for host in world.honest_hosts:
+        if host.core is None:
+            return f"node {host.index} is not running"
+        node = world.node(host)
+        if node.state not in ("training", "exchanging"):
+            return f"node {host.index} is still {node.state}"
+        unknown = [
+            index for other, index in ids.items() if other != host.id and other not in node._membership
+        ]
+        if unknown:
+            return f"node {host.index} does not know the nodes {unknown[:5]}"
+    learners = [host.worker for host in world.honest_hosts]
+    models = [learner.weights() for learner in learners if isinstance(learner, SyntheticLearner)]
+    genesis = world.parts.genesis
+    distance = consensus_distance(models)
+    mean = np.mean(np.asarray(models, dtype=np.float64), axis=0)
+    scale = max(float(np.linalg.norm(mean - genesis)), SCALE_RMS * len(genesis) ** 0.5)
+    level = AGREEMENT[world.scenario.config.exchange.codec]
+    if distance > level * scale:
+        return f"the models are {distance / scale:.3g} apart (relative), expected at most {level:g}"
+    for owner, place in world.checker.acknowledged:
+        name = node_id(owner)  # type: ignore[arg-type]
+        if name in ids and (name, place) not in found:
+            return f"no lookup finds the acknowledged record of node {ids[name]}"
+    return ""

@@ -1,0 +1,152 @@
+"""Results in files: what is written can be read, what is torn is dropped, what is foreign is one sentence."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from simulation.experiments.results import (
+    Result,
+    ResultsError,
+    appending,
+    csv_row,
+    figure,
+    flat,
+    read,
+    result,
+    run_key,
+    write_csv,
+)
+
+
+def one(seed: int, **report: Any) -> Result:
+    return result({"name": "x", "network": {"loss": 0.1}}, seed, f"p2psim run x --seed {seed}", report=report)
+
+
+def test_what_is_appended_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    for seed in (1, 2):
+        with appending(path) as file:
+            file.append(one(seed, accuracy={"mean": 0.5, "central": float("nan")}))
+    assert [entry.seed for entry in read(path)] == [1, 2]
+    assert figure(read(path)[0].report, "accuracy.mean") == 0.5
+    assert figure(read(path)[0].report, "accuracy.central") != figure(
+        read(path)[0].report, "accuracy.central"
+    )
+
+
+def test_the_last_of_equal_runs_counts(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with appending(path) as file:
+        for mean in (0.1, 0.2):
+            file.append(one(1, accuracy={"mean": mean}))
+    (found,) = read(path)
+    assert found.report["accuracy"]["mean"] == 0.2
+
+
+def test_a_key_tells_scenarios_and_seeds_apart_and_not_the_order_of_names() -> None:
+    assert run_key({"a": 1, "b": {"c": 2, "d": 3}}, 1) == run_key({"b": {"d": 3, "c": 2}, "a": 1}, 1)
+    keys = {run_key({"a": 1}, 1), run_key({"a": 1}, 2), run_key({"a": 2}, 1)}
+    assert len(keys) == 3
+
+
+def test_a_file_that_a_scenario_names_is_part_of_its_key(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,1")
+    before = run_key({"network": {"trace": str(trace)}}, 1)
+    assert run_key({"network": {"trace": str(trace)}}, 1) == before
+    trace.write_text("0,2")
+    assert run_key({"network": {"trace": str(trace)}}, 1) != before
+    assert run_key({"a": "\0", "b": str(tmp_path), "c": ""}, 1)
+
+
+@pytest.mark.parametrize("cut", [1, 100, -1])
+def test_a_torn_last_line_is_dropped_by_who_appends_and_refused_by_who_reads(
+    tmp_path: Path, cut: int
+) -> None:
+    path = tmp_path / "r.jsonl"
+    with appending(path) as file:
+        file.append(one(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:cut])
+    with pytest.raises(ResultsError, match="line 2: is torn"):
+        read(path)
+    with appending(path) as file:
+        assert file.dropped_bytes == len(whole[:cut])
+        file.append(one(2))
+    assert [entry.seed for entry in read(path)] == [1, 2]
+
+
+def test_a_file_of_one_torn_line_becomes_empty(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"x" * 200_000)
+    with appending(path) as file:
+        assert file.dropped_bytes == 200_000
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json",
+        b"[]",
+        b'{"format": 1}',
+        b"\xff\xfe",
+        b'{"format":1,"version":"1","key":"k","scenario":[],"seed":1,"command":"","machine":{}}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_result_is_one_sentence_with_file_and_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "r.jsonl"
+    with appending(path) as file:
+        file.append(one(1))
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(ResultsError, match=r"r\.jsonl: line 2: ") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(one(1), format=99)) + b"\n")
+    with pytest.raises(ResultsError, match="expected format 1, found 99"):
+        read(path)
+    with pytest.raises(ResultsError, match="cannot be read"):
+        read(tmp_path / "nothing.jsonl")
+
+
+def test_two_do_not_append_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with appending(path), pytest.raises(ResultsError, match="another process"), appending(path):
+        pass
+    assert path.exists()
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ResultsError, match="cannot be written: No space left on device"),
+        appending(Path("/dev/full")) as file,
+    ):
+        file.append(one(1))
+
+
+def test_a_table_has_dotted_names_and_nothing_that_a_spreadsheet_runs(tmp_path: Path) -> None:
+    first = result({"name": "=1+1", "list": [1]}, 1, "c", report={"faults": {"loss": 3}, "curve": {"a": 1}})
+    second = result({"name": "y"}, 2, "c", failed="it broke")
+    path = tmp_path / "r.csv"
+    write_csv(path, [first, second])
+    rows = list(csv.DictReader(path.open(newline="")))
+    assert rows[0]["scenario.name"] == "'=1+1"
+    assert rows[0]["scenario.list"] == "[1]"
+    assert (rows[0]["report.faults.loss"], rows[1]["report.faults.loss"]) == ("3", "")
+    assert rows[1]["failed"] == "it broke"
+    assert not any("curve" in name for name in rows[0])
+    with pytest.raises(ResultsError, match="cannot be written"):
+        write_csv(tmp_path / "no" / "r.csv", [first])
+
+
+def test_a_tree_is_flattened_by_dots() -> None:
+    assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
+    assert csv_row(one(1, partial=False))["report.partial"] is False
