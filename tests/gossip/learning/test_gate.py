@@ -24,8 +24,8 @@ def seasoned(distance: float = 1.0, contacts: int = 50) -> Gate:
 def test_without_history_our_own_way_from_the_reference_is_the_yardstick() -> None:
     gate = Gate(CONFIG, 100)
     assert gate.clip_limit(5.0) == CONFIG.clip_factor * 5.0
-    # Who has not gone anywhere yet is moved by nobody.
-    assert gate.clip_limit(0.0) == 0.0
+    # Who has learned nothing has nothing to lose; with a limit of zero it would stay where it is for ever.
+    assert gate.clip_limit(0.0) == math.inf
     assert gate.distance(5.0, 1e9) is None
     assert gate.state(5.0, 50.0) is None
     refused = gate.state(5.0, 1e9)

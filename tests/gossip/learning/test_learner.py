@@ -93,6 +93,20 @@ def test_two_learners_meet_in_the_middle(codec: str) -> None:
     assert finished.norm == pytest.approx(responded.norm, rel=1e-6)
 
 
+def test_who_learns_nothing_is_drawn_to_those_who_do() -> None:
+    """A node without training, a relay for instance, stands at the reference: a limit of our own way would be zero."""
+    relay, trained = learner(), learner(1)
+    before = trained.weights().copy()
+    for asking, answering in ((trained, relay), (relay, trained)) * 2:
+        offered = asking.run(Offer(0, "f32"))
+        assert isinstance(offered, Offered)
+        responded = answering.run(Respond(0, "f32", offered.payload, offered.clip))
+        assert isinstance(responded, Responded)
+        assert isinstance(asking.run(Finish(0, "f32", responded.payload)), Finished)
+    middle = (GENESIS[:100] + before[:100]) / 2
+    assert np.allclose(relay.weights()[:100], middle, atol=1e-5)
+
+
 def test_a_newcomer_adopts_weights_and_read_out() -> None:
     donor, newcomer = learner(1), learner()
     for shard in range(3):
