@@ -33,8 +33,8 @@ class DhtConfig:
     # A request that got no answer in this time has failed. Room for a new connection and two round trips of a slow
     # link.
     request_timeout_s: Timeout = 3.0
-    # Look for new nodes in a part of the routing table that was not used for so long. An hour, as in the Kademlia paper;
-    # each part costs some ten messages, most of them a few kilobytes of records.
+    # Look for new nodes in a part of the routing table that was not used for so long. An hour, as in the Kademlia
+    # paper; each part costs some ten messages, most of them a few kilobytes of records.
     refresh_interval_s: Interval = 3600.0
     # Keep records of other nodes so long at most, by our own clock, unless they are published again. Two hours, as in
     # BEP 44: twice the publishing interval.

@@ -80,8 +80,8 @@ def clip_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, usual: Scalar,
         config: Its factors.
         count, usual: The history: accepted changes so far, and what they usually measure.
         own: Our distance from the reference, |x - A|; without a history it is the yardstick: those who began where we
-            did, and trained as long, have come about as far. Who stands at the reference itself has learned nothing that
-            could be lost, and takes what comes: with a limit of zero it would stand there for ever.
+            did, and trained as long, have come about as far. Who stands at the reference itself has learned nothing
+            that could be lost, and takes what comes: with a limit of zero it would stand there for ever.
     """
     young = xp.where(own > 0, own, _INFINITY)
     return config.clip_factor * xp.where(count < _HISTORY_MIN, young, xp.maximum(usual, _CLIP_FLOOR * own))

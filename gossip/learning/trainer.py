@@ -103,7 +103,7 @@ class Trainer:
         node: jax.Array,
         step: jax.Array,
     ) -> tuple[Pytree, tuple[jax.Array, ...], jax.Array]:
-        """The same on a tree as `tree_of` makes it, which is returned trained; simulation/fleet/program.py maps over it."""
+        """The same on a tree as `tree_of` makes it, which is returned trained; the fleet maps over it."""
         started = jax.tree_util.tree_leaves(self._optimizer.init(floats))
         leaves = [jnp.where(fresh, new, old) for new, old in zip(started, state, strict=True)]
         key = jax.random.fold_in(self._key, node)
