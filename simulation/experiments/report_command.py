@@ -1,6 +1,5 @@
 """`p2psim report`: the page of a run that was saved, and what `p2psim run --report` shares with it."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +28,11 @@ _PAGE = Path("report.html")
 def report_(file: str, seed: int | None, page_file: Path) -> None:
     """Write the page of one run in a results file, chosen as in FILE.jsonl?network.loss=0.1 and by --seed."""
     from simulation.experiments.compare import CompareError, chosen_runs, selection
+    from simulation.experiments.outputs import check_outputs
     from simulation.experiments.results import ResultsError
 
     try:
+        check_outputs({"--report": page_file}, [Path(selection(file).source)])
         found = chosen_runs(selection(file), range(seed, seed + 1) if seed is not None else None, curves=True)
         good = [one for one in found if not one.failed]
         if len(good) != 1:
@@ -46,19 +47,14 @@ def report_(file: str, seed: int | None, page_file: Path) -> None:
         sys.exit(2)
 
 
-def check_can_draw(path: Path) -> None:
-    """Before a run that may take hours: ends the command where a page could not be drawn, or not be put there."""
+def check_can_draw() -> None:
+    """Before a run that may take hours: ends the command where a page could not be drawn."""
     from simulation.experiments.drawings import DrawingsMissingError, check_library
 
     try:
         check_library()
     except DrawingsMissingError as error:
         click.echo(f"p2psim: {error}", err=True)
-        sys.exit(2)
-    if not os.access(path.parent, os.W_OK):
-        click.echo(
-            f"p2psim: {path}: cannot be written: there is no such folder, or it is not yours", err=True
-        )
         sys.exit(2)
 
 
@@ -68,18 +64,13 @@ def write_page(path: Path, result: "Result") -> None:
     Raises:
         ResultsError: it cannot be made or written.
     """
-    check_can_draw(path)
+    check_can_draw()
+    from simulation.experiments.outputs import write_whole
     from simulation.experiments.page import page
     from simulation.experiments.results import ResultsError
 
-    text = page(result)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(path, page(result))
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
     click.echo(f"report in {path}", err=True)

@@ -9,6 +9,7 @@ import csv
 import fcntl
 import os
 import platform
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
@@ -26,6 +27,8 @@ from p2pnode import __version__
 FORMAT = 1
 # A line longer than this is not one of ours: a run of 65,536 nodes with its curve takes less than one MB.
 LINE_BYTES_MAX = 64 * 2**20
+# How every line begins. A file that begins otherwise is somebody else's: nothing is cut off or added there.
+_BEGIN = b'{"format":'
 
 
 class ResultsError(Exception):
@@ -148,7 +151,7 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[Result]:
         number += 1
         if len(line) > LINE_BYTES_MAX:
             raise ResultsError(f"{path}: line {number}: is longer than {LINE_BYTES_MAX} bytes")
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") and _BEGIN.startswith(line[: len(_BEGIN)]):
             raise ResultsError(
                 f"{path}: line {number}: is torn, a run was interrupted while it was written; "
                 f"`p2psim sweep` with the same --out drops it and makes the run again"
@@ -196,7 +199,7 @@ def appending(path: Path, *, wait: bool = False) -> Iterator[ResultsFile]:
         wait: Until nobody else appends, instead of an error.
 
     Raises:
-        ResultsError: it cannot be opened, or another process appends to it.
+        ResultsError: it cannot be opened, is no results file, or another process appends to it.
     """
     try:
         file = path.open("a+b", buffering=0)
@@ -209,7 +212,18 @@ def appending(path: Path, *, wait: bool = False) -> Iterator[ResultsFile]:
             raise ResultsError(f"{path}: another process is writing results to it") from error
         except OSError:
             pass  # devices and some network file systems know no locks
+        _check_ours(path, file)
         yield ResultsFile(path, file, _drop_torn_line(file))
+
+
+def _check_ours(path: Path, file: IO[bytes]) -> None:
+    """Refuses a file that holds something else, before a byte of it is changed."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return
+    file.seek(0)
+    begin = file.read(len(_BEGIN))
+    if not _BEGIN.startswith(begin):
+        raise ResultsError(f"{path}: expected a results file of p2psim, or none; found another file")
 
 
 def _drop_torn_line(file: IO[bytes]) -> int:

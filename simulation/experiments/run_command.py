@@ -107,10 +107,11 @@ def run_(
     replay = replay_command(scenario, seed, changes)
     click.echo(f"seed {seed}; repeat with: {replay}", err=as_json)
     click.echo(f"options {msgspec.json.encode(describe(loaded)).decode()}", err=as_json)
-    if out is not None:
-        _check_appendable(out)
-    if page_file is not None:
-        check_can_draw(page_file)
+    from simulation.experiments.outputs import files_of
+
+    _check_files(
+        files_of(scenario, describe(loaded)), {"--out": out, "--csv": csv_file, "--report": page_file}
+    )
     if watch and not every_s:
         click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
         sys.exit(2)
@@ -176,11 +177,18 @@ def _interrupts(screen: "Watching | None") -> "AbstractContextManager[Interrupt]
     return asking(then="ending with a partial report" if screen is None else "")
 
 
-def _check_appendable(out: Path) -> None:
+def _check_files(inputs: list[Path], outputs: dict[str, Path | None]) -> None:
     """Before a run that may take hours, not after."""
+    from simulation.experiments.outputs import check_outputs
     from simulation.experiments.results import ResultsError, appending
 
+    if outputs["--report"] is not None:
+        check_can_draw()
+    out = outputs["--out"]
     try:
+        check_outputs(outputs, inputs)
+        if out is None:
+            return
         with appending(out) as file:
             if file.dropped_bytes:
                 click.echo(f"p2psim: {out}: dropped a torn last line of {file.dropped_bytes} bytes", err=True)

@@ -68,7 +68,7 @@ def sweep(
     processes = jobs or os.cpu_count() or 1
     try:
         wanted = jobs_of(scenario, overrides, vary, seeds, curve=not no_curve)
-        results = _sweep(wanted, processes, out)
+        results = _sweep(wanted, processes, out, csv_file)
         if csv_file is not None:
             write_csv(csv_file, results)
     except (ScenarioError, SweepError, ResultsError) as error:
@@ -82,8 +82,9 @@ def sweep(
         sys.exit(1)
 
 
-def _sweep(wanted: Sequence["Job"], processes: int, out: Path) -> list["Result"]:
+def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | None) -> list["Result"]:
     """Makes what is missing in the file; returns the results of all jobs, in their order."""
+    from simulation.experiments.outputs import check_outputs, files_of
     from simulation.experiments.results import appending, read, result, run_key
     from simulation.experiments.sweep import SweepError, described, make_all
 
@@ -91,6 +92,8 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path) -> list["Result"]
     for job in wanted:
         if job.changes not in trees:
             trees[job.changes] = described(job)
+    inputs = {path for tree in trees.values() for path in files_of(wanted[0].scenario, tree)}
+    check_outputs({"--out": out, "--csv": csv_file}, sorted(inputs))
     keys = {job: run_key(trees[job.changes], job.seed) for job in wanted}
     with appending(out) as file:
         if file.dropped_bytes:

@@ -149,4 +149,4 @@ def test_results_are_appended_and_tabled(tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 2
     unwritable = CliRunner().invoke(main, [*SMALL, "--out", str(tmp_path / "no" / "r.jsonl")])
     assert unwritable.exit_code == 2
-    assert "cannot be opened" in unwritable.stderr.splitlines()[-1]
+    assert "cannot be written" in unwritable.stderr.splitlines()[-1]

@@ -81,7 +81,7 @@ def test_a_torn_last_line_is_dropped_by_who_appends_and_refused_by_who_reads(
 
 def test_a_file_of_one_torn_line_becomes_empty(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b"x" * 200_000)
+    path.write_bytes(b'{"format":1,'.ljust(200_000, b"x"))
     with appending(path) as file:
         assert file.dropped_bytes == 200_000
     assert path.read_bytes() == b""
