@@ -150,6 +150,8 @@ class RealSignatures:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pipesize=PIPE_BYTES,
+                # A terminal sends Ctrl-C to a whole group, and a partial report still needs the answers.
+                process_group=0,
             )
         assert self._process.stdin is not None
         try:
