@@ -13,7 +13,7 @@ ARGS   ?=
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help run setup test slow swarm catch check format bench lock clean
+.PHONY: help run setup test slow swarm catch attacks check format bench lock clean
 
 help:
 	@echo 'make run      set up, then five daemons on this machine learn together (p2pnode demo)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make slow     the tests that are too long for make test'
 	@echo 'make swarm    an hour of simulated networks with faults; SEEDS=0:10000 selects'
 	@echo 'make catch    plants faults, lets the swarm search them, writes docs/catch-table.md'
+	@echo 'make attacks  what liars do to a fleet; writes the table of docs/simulation.md'
 	@echo 'make bench    benchmark table, and build/bench.json'
 	@echo 'make lock     resolve the dependencies anew (needs uv)'
 	@echo 'make clean    remove $(VENV), build/ and caches'
@@ -44,6 +45,9 @@ swarm: setup
 
 catch: setup
 	@$(BIN)/python -m tests.catch $(ARGS)
+
+attacks: setup
+	@$(BIN)/python -m tests.attacks $(ARGS)
 
 # All four run although one fails, so that one look shows everything; the sum of their failures is the result.
 check: setup

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from gossip.config import CODECS
 from simulation.fleet.settings import Attack, FleetReport, FleetSettings, Point
@@ -35,6 +36,10 @@ def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
 
 
 @click.command("fleet")
+@click.option("--scenario", metavar="NAME", help="Settings from a scenario of p2psim run, shipped or a file.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the scenario."
+)
 @_setting("nodes", click.IntRange(2, 2**30), "How many nodes.")
 @_setting("rounds", _COUNT, "In each, every node trains and initiates one exchange.")
 @_setting("task", str, "A built-in task, or module:factory; it must hold its rows in memory.")
@@ -68,6 +73,8 @@ def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
 @click.option("--no-central", is_flag=True, help="Leave out the run with all data in one place.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def fleet(
+    scenario: str | None,
+    overrides: tuple[str, ...],
     model: str | None,
     hidden: int | None,
     lr: float | None,
@@ -88,8 +95,16 @@ def fleet(
         )
     chosen = {"model": model, "hidden": hidden, "lr": lr, "partition": partition, "alpha": alpha}
     args = {name: value for name, value in chosen.items() if value is not None}
-    settings = FleetSettings(args=args, **fields)
-    click.echo(f"seed {settings.seed}; repeat with: {_replay(settings, devices * processes)}", err=True)
+    if scenario is not None:
+        settings, words = _from_scenario(scenario, overrides, fields)
+    elif overrides:
+        raise click.UsageError("--set changes keys of a --scenario")
+    else:
+        settings = FleetSettings(args=args, **fields)
+        words = _words(settings)
+    if devices * processes > 1:
+        words += ["--devices", str(devices * processes)]
+    click.echo(f"seed {settings.seed}; repeat with: {shlex.join(words)}", err=True)
 
     from gossip.errors import LocalError
     from p2pnode.errors import UserError
@@ -149,7 +164,8 @@ def _devices(count: int, coordinator: str | None, processes: int, process: int) 
     return list(found[:count])
 
 
-def _replay(settings: FleetSettings, devices: int) -> str:
+def _words(settings: FleetSettings) -> list[str]:
+    """The command that gives these settings."""
     words = ["p2psim", "fleet"]
     for name, value in msgspec.structs.asdict(settings).items():
         if value == getattr(_DEFAULTS, name) or name in ("args", "gate"):
@@ -159,7 +175,52 @@ def _replay(settings: FleetSettings, devices: int) -> str:
         words += [f"--{name}", str(value)]
     if settings.gate is not None:
         words.append("--gate" if settings.gate else "--no-gate")
-    return shlex.join([*words, *(["--devices", str(devices)] if devices > 1 else [])])
+    return words
+
+
+def _from_scenario(
+    name: str, overrides: tuple[str, ...], fields: dict[str, Any]
+) -> tuple[FleetSettings, list[str]]:
+    """Settings, and the command that gives them; what is left out is told. Ends with a sentence where it cannot be."""
+    from simulation.fleet.scenario import from_scenario
+    from simulation.scenario import ScenarioError, load
+
+    context = click.get_current_context()
+    # What no scenario says.
+    free = ("seed", "every", "sample", "lanes")
+    setup = (
+        "scenario",
+        "overrides",
+        "devices",
+        "coordinator",
+        "processes",
+        "process",
+        "no_central",
+        "as_json",
+    )
+    given = [
+        parameter
+        for parameter in context.command.params
+        if parameter.name is not None
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    for parameter in given:
+        if parameter.name not in (*free, *setup):
+            raise click.UsageError(f"{parameter.opts[0]} is what the scenario says; change it with --set")
+    chosen = {str(one.name): fields[str(one.name)] for one in given if one.name in free}
+    try:
+        loaded = load(name, overrides)
+        source = name if name.endswith(".toml") else f"{name}.toml"
+        settings, left_out = from_scenario(loaded, seed=fields["seed"], source=source)
+    except ScenarioError as error:
+        click.echo(f"p2psim: {error}", err=True)
+        sys.exit(2)
+    if left_out:
+        click.echo(f"p2psim: the fleet leaves out what the scenario says of {', '.join(left_out)}", err=True)
+    words = ["p2psim", "fleet", "--scenario", name, *(f"--set={one}" for one in overrides)]
+    for key, value in chosen.items():
+        words += [f"--{key}", str(value)]
+    return msgspec.structs.replace(settings, **chosen), words
 
 
 def _tell(point: Point) -> None:

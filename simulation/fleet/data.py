@@ -14,6 +14,7 @@ import numpy as np
 from gossip.errors import LocalError
 from p2pnode.tasks.partition import ARGUMENTS
 from p2pnode.tasks.partition import divided as divided_rows
+from simulation.fleet.pace import mixed
 from simulation.fleet.settings import FleetSettings
 from simulation.seeds import Seeds
 
@@ -84,7 +85,7 @@ def batches(
     held = rows.sizes[part][:, None]  # (nodes, 1)
     place = (jobs * jnp.uint32(steps * size))[:, None] + jnp.arange(steps * size, dtype=jnp.uint32)[None]
     epoch, place = place // held, place % held  # (nodes, steps * size)
-    drawn = _mixed(_mixed(node.astype(jnp.uint32) ^ jnp.uint32(seed))[:, None] ^ epoch)
+    drawn = mixed(mixed(node.astype(jnp.uint32) ^ jnp.uint32(seed))[:, None] ^ epoch)
     stride = rows.strides[part[:, None], (drawn % _STRIDES).astype(jnp.int32)]
     place = (place * stride + (drawn >> 3) % held) % held
     row = rows.table[part[:, None], place.astype(jnp.int32)]  # (nodes, steps * size)
@@ -94,10 +95,3 @@ def batches(
         .reshape(node.shape[0], steps, size, *array.shape[1:])
         for name, array in rows.train.items()
     }
-
-
-def _mixed(bits: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3: every bit of the input changes half of the output's. uint32."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)

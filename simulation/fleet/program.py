@@ -8,7 +8,7 @@ Layout. A node is a row. Weights are one array (2 * slots, values), read-outs an
 half in random order and writes the other half in order, so that partners lie together and a row moves through memory
 once. Nodes have no place of their own; each slot knows whom it holds. Chunks of `lanes` pairs bound what lies between
 (batches, gradients), which fits into a cache, or into an accelerator. Where there are several chunks, what is dealt to
-them are runs of some rows, or the memory's page tables would cost more than the arithmetic (`_shape`).
+them are runs of some rows, or the memory's page tables would cost more than the arithmetic (`layout.shape`).
 
 Devices. Slots are divided among the devices of a mesh; once a round they are dealt anew over all of them (one
 all-to-all), and then everybody meets partners on the own device. Whether the devices belong to one process or to
@@ -31,25 +31,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gossip.config import CODECS, LearningConfig
 from gossip.errors import LocalError
+from gossip.learning import gate
 from gossip.learning.trainer import Trainer, train_alone
 from p2pnode.tasks import load_task
 from p2pnode.tasks.partition import ARGUMENTS
 from simulation.fleet.data import Rows, batches, divided
+from simulation.fleet.layout import shape
 from simulation.fleet.network import Crowd, End, Leaves, Outcome, Rules, crowd, deal, exchange, in_runs, lies
+from simulation.fleet.pace import duration, first_wait
+from simulation.fleet.rows import chosen, take, turned, write
 from simulation.fleet.settings import FleetAccuracy, FleetReport, FleetSettings, Point
 from simulation.seeds import Seeds
-
-# Pairs in one chunk. 512 pairs of logistic regressions are 2.7 MB of weights: they stay in a cache of the processor
-# between reading and writing; with 64 pairs the start of 30 small kernels costs more than their work.
-# An accelerator wants work for all its lanes.
-LANES_CPU = 512
-LANES_ACCELERATOR = 16384
-
-# Rows that are dealt together where there are several chunks: 16 logistic regressions are 40 KB, ten pages of memory.
-RUN_MAX = 16
-
-# Runs in a chunk, at least: whoever shares a run today meets the other's partner's neighbours, not each other.
-_RUNS_MIN = 32
 
 # Nodes in one step of an evaluation: 128 nodes x 360 test rows x 10 classes are 1.8 MB.
 _EVALUATED_AT_ONCE = 128
@@ -61,6 +53,8 @@ _AXIS = "nodes"
 _SHARED_OUT = PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]  # a part for each device
 _EVERYWHERE = PartitionSpec()  # type: ignore[no-untyped-call]  # the same on all devices
 _QUANTILES = (0.1, 0.5, 0.9)
+# Instead of the number of newcomers that a node has asked: it is none itself any more.
+_BEGUN = np.int32(2**30)
 
 Key: TypeAlias = jax.Array
 # In the order of the schema; float32, a leaf as one row: (..., size), which is read and written in one piece.
@@ -78,6 +72,9 @@ class _State(NamedTuple):
     up: jax.Array  # (m,) bool
     met: jax.Array  # (m,) float32: history of its gate
     usual: jax.Array  # (m,) float32
+    # With a pace of its own: rounds until it is due, and newcomers that it has asked; `_BEGUN`: it is none itself.
+    wait: jax.Array  # (m,) float32
+    asked: jax.Array  # (m,) int32
 
 
 class _Ends(NamedTuple):
@@ -90,6 +87,8 @@ class _Ends(NamedTuple):
     node: jax.Array
     met: jax.Array
     usual: jax.Array
+    asked: jax.Array
+    answered: jax.Array
 
 
 class _Counts(NamedTuple):
@@ -129,7 +128,7 @@ class Fleet:
         chosen = list(devices) if devices is not None else jax.devices()[:1]
         self.devices = len(chosen)
         self._mesh = Mesh(np.array(chosen), (_AXIS,))
-        self._lanes, self._chunks, self._run_rows = _shape(settings, self.devices, chosen[0].platform)
+        self._lanes, self._chunks, self._run_rows = shape(settings, self.devices, chosen[0].platform)
         self._slots = 2 * self._lanes * self._chunks  # of one device
         self._halves = 1 if self._chunks == 1 else 2
         args = {name: given for name, given in settings.args.items() if name not in ARGUMENTS}
@@ -156,6 +155,8 @@ class Fleet:
         self._slow = round(settings.stragglers * settings.nodes)
         self._everybody = self._slots * self.devices == settings.nodes and not settings.churn
         self._spec: Any = _State(*[_SHARED_OUT] * len(_State._fields))  # type: ignore[arg-type]
+        self._pace = settings.pace
+        self._ticks = self._pace.ticks if self._pace else 1
         self.round = 0
 
     # --- for callers -----------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ class Fleet:
     def advance(self, rounds: int) -> tuple[Point, dict[str, int]]:
         """Run so many rounds and measure a sample; one call of the device. After `compile`."""
         self._state, counts, found = self._rounds(
-            self._state, self._rows, self._genesis, self._number(self.round), self._number(rounds)
+            self._state, self._rows, self._genesis, self._now(), self._number(rounds * self._ticks)
         )
         self.round += rounds
         counts, found = jax.device_get((counts, found))  # waits for the device
@@ -184,7 +185,7 @@ class Fleet:
 
     def measure(self) -> tuple[Point, int]:
         """Measure all nodes, or MEASURED_MAX of them; return how many, too."""
-        number = self._number(self.round)
+        number = self._now()
         wanted = self._sample(MEASURED_MAX)
         if self._sample(self.settings.sample) == wanted:
             # The program at hand looks at everybody: no rounds, and a look.
@@ -210,7 +211,7 @@ class Fleet:
 
     def weights(self) -> npt.NDArray[np.float32]:
         """Return the weights of all nodes, by node: shape (nodes, values). Copies them from the device."""
-        half = self.round % self._halves
+        half = self.round * self._ticks % self._halves
         node = np.asarray(self._state.node)
         real = node < self.settings.nodes
         leaves = []
@@ -238,7 +239,9 @@ class Fleet:
         slabs = []
         for leaf in np.split(rows, self._ends, axis=1):
             slab = np.zeros((self.devices, self._halves, self._slots, *leaf.shape[1:]), np.float32)
-            slab[:, self.round % self._halves] = leaf.reshape(self.devices, self._slots, *leaf.shape[1:])
+            slab[:, self.round * self._ticks % self._halves] = leaf.reshape(
+                self.devices, self._slots, *leaf.shape[1:]
+            )
             slabs.append(slab.reshape(-1, *leaf.shape[1:]))
         placed = self._put(tuple(slabs), _SHARED_OUT)
         self._state = self._state._replace(slabs=(*placed, *self._state.slabs[len(placed) :]))
@@ -264,6 +267,10 @@ class Fleet:
         placed: jax.Array = self._put(np.int32(number), _EVERYWHERE)
         return placed
 
+    def _now(self) -> jax.Array:
+        """The number of the next tick: of the next round, where all are in step."""
+        return self._number(self.round * self._ticks)
+
     def _sample(self, wanted: int) -> int:
         """Slots of each device that hold about `wanted` nodes in all."""
         return min(ceil(wanted / self.devices), self._slots)
@@ -273,13 +280,17 @@ class Fleet:
         rows = self._halves * m
         blank = [jnp.zeros((rows, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
         everywhere = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in genesis]
+        node = jnp.arange(m, dtype=jnp.int32) + m * jax.lax.axis_index(_AXIS).astype(jnp.int32)
+        key = jax.random.fold_in(jax.random.key(self._key ^ 1), jax.lax.axis_index(_AXIS))
         return _State(
             slabs=(*everywhere, *everywhere, *blank),
-            node=jnp.arange(m, dtype=jnp.int32) + m * jax.lax.axis_index(_AXIS).astype(jnp.int32),
+            node=node,
             jobs=jnp.zeros(m, jnp.uint32),
             up=jnp.ones(m, bool),
             met=jnp.zeros(m, jnp.float32),
             usual=jnp.zeros(m, jnp.float32),
+            wait=first_wait(self._pace, key, node) if self._pace else jnp.zeros(m, jnp.float32),
+            asked=jnp.zeros(m, jnp.int32),
         )
 
     # --- rounds, on one device of the mesh --------------------------------------------------------------------
@@ -287,7 +298,7 @@ class Fleet:
     def _run(
         self, state: _State, rows: Rows, genesis: _Leaves, first: jax.Array, count: jax.Array
     ) -> tuple[_State, _Counts, _Measured]:
-        """`count` rounds from number `first` on, and a look at a sample."""
+        """`count` rounds, or ticks, from number `first` on, and a look at a sample."""
 
         def body(number: jax.Array, carry: tuple[_State, _Counts]) -> tuple[_State, _Counts]:
             state, counts = carry
@@ -306,7 +317,7 @@ class Fleet:
     def _round(
         self, state: _State, rows: Rows, genesis: _Leaves, number: jax.Array
     ) -> tuple[_State, _Counts]:
-        """Every node trains, asks one other and answers one."""
+        """Everybody trains, asks one and answers one; with a pace this is a tick: only who is due trains and asks."""
         m, width = self._slots, 2 * self._lanes
         key = jax.random.fold_in(jax.random.key(self._key), number)
         keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(_AXIS)), 4)
@@ -316,7 +327,8 @@ class Fleet:
             state = self._dealt(keys[0], state, source)
         if self.settings.churn:
             draw = jax.random.uniform(keys[1], (m,))
-            up = jnp.where(state.up, draw >= self.settings.churn, draw < 1 / self.settings.away_rounds)
+            gone, back = self.settings.churn / self._ticks, 1 / (self.settings.away_rounds * self._ticks)
+            up = jnp.where(state.up, draw >= gone, draw < back)
             state = state._replace(up=up)
         order = in_runs(keys[2], chunks=self._chunks, lanes=self._lanes, run=self._run_rows)
         # (chunks, width): each chunk's askers of the first wave, then those of the second
@@ -329,15 +341,15 @@ class Fleet:
 
         def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
             k, key, slots, small = item
-            moved = tuple(_take(slab, source + slots) for slab in slabs)
+            moved = tuple(take(slab, source + slots) for slab in slabs)
             halves, others, small, counts = self._chunk(key, moved, small, rows, genesis)
             start = target + k * width
             n = len(self._shapes)
             weights = [
-                _write(_write(slab, a, start), b, start + self._lanes)
+                write(write(slab, a, start), b, start + self._lanes)
                 for slab, a, b in zip(slabs[:n], *halves, strict=True)
             ]
-            kept = [_write(slab, new, start) for slab, new in zip(slabs[n:], others, strict=True)]
+            kept = [write(slab, new, start) for slab, new in zip(slabs[n:], others, strict=True)]
             slabs = (*weights, *kept)
             return slabs, (small, counts)
 
@@ -365,44 +377,50 @@ class Fleet:
         k_busy, k_first, k_second, k_turn = jax.random.split(key, 4)
         n = len(self._shapes)
         x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
-        node, jobs, up, met, usual = small
-        active = self._active(k_busy, node, up)  # (width,): trains, and asks
-        trained, optimiser = self._trained(x, optimiser, active, node, jobs, rows)
+        node, jobs, up, met, usual, wait, asked = small
+        asking, active, trains = self._active(k_busy, node, up, jobs, wait, asked)  # (width,) each
+        trained, optimiser = self._trained(x, optimiser, trains, node, jobs, rows)
         # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
         decay = np.float32(settings.readout_decay)
-        readout = tuple(_chosen(active, x + decay * (y - x), y) for x, y in zip(x, readout, strict=True))
+        readout = tuple(chosen(active, x + decay * (y - x), y) for x, y in zip(x, readout, strict=True))
         # XLA would repeat the last step of training in each of the four places that read its result.
         trained = jax.lax.optimization_barrier(trained)  # type: ignore[no-untyped-call]
         present = self._present(node, up)
 
         def ends(part: slice) -> _Ends:
             now, before = (tuple(leaf[part] for leaf in leaves) for leaves in (trained, x))
-            return _Ends(now, before, active[part], present[part], node[part], met[part], usual[part])
+            rest = (asking, present, node, met, usual, asked, asking)
+            return _Ends(now, before, *(array[part] for array in rest))
 
-        asks, asked = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
+        asks, answers = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
         # Attackers know those with whom they lie in one chunk.
         known = crowd(trained, present & (node >= self._bad)) if self._lying else None
-        a, b, first = self._wave(k_first, asks, asked, genesis, known)
+        a, b, first = self._wave(k_first, asks, answers, genesis, known)
         # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows
         # come one by one the next one's is as good as any other; in runs, neighbours know the same.
         turn: int | jax.Array = 1
         if self._run_rows > 1:
             turn = jax.random.randint(k_turn, (), 1, lanes, jnp.int32)
-        there, back = (_turned(lanes, by) for by in (turn, lanes - turn))
-        b = jax.tree_util.tree_map(lambda array: _take(array, there), b._replace(before=asked.x))
+        there, back = (turned(lanes, by) for by in (turn, lanes - turn))
+        b = jax.tree_util.tree_map(lambda array: take(array, there), b._replace(before=answers.x))
         b, a, second = self._wave(k_second, b, a, genesis, known)
-        b = jax.tree_util.tree_map(lambda array: _take(array, back), b)
+        b = jax.tree_util.tree_map(lambda array: take(array, back), b)
         counts = _Counts(
-            jnp.sum(active).astype(jnp.int32),
+            jnp.sum(trains).astype(jnp.int32),
             *(one + other for one, other in zip(first, second, strict=True)),
         )
-        small = (
-            node,
-            jobs + active.astype(jnp.uint32),
-            up,
-            jnp.concatenate([a.met, b.met]),
-            jnp.concatenate([a.usual, b.usual]),
+        met, usual, now_asked, answered = (
+            jnp.concatenate(both)
+            for both in ((a.met, b.met), (a.usual, b.usual), (a.asked, b.asked), (a.answered, b.answered))
         )
+        if self._pace:
+            took = self._took(k_busy, node, trains=trains, answered=answered)
+            wait = jnp.where(asking, wait + took, wait) - 1 / self._ticks
+            # What was read out until now belongs to a model that was left.
+            begins = (now_asked == _BEGUN) & (asked != _BEGUN)
+            joined = (jnp.concatenate(both) for both in zip(a.x, b.x, strict=True))
+            readout = tuple(chosen(begins, x, y) for x, y in zip(joined, readout, strict=True))
+        small = (node, jobs + trains.astype(jnp.uint32), up, met, usual, wait, now_asked)
         return (a.x, b.x), (*readout, *optimiser), small, counts
 
     def _trained(
@@ -422,7 +440,7 @@ class Fleet:
             self._bad and self.settings.attack == "labels"
         ):  # an honest node with false labels: the last for the first
             wrong = jnp.max(rows.train["y"]) - taken["y"]
-            taken = {**taken, "y": _chosen(node < self._bad, wrong, taken["y"])}
+            taken = {**taken, "y": chosen(node < self._bad, wrong, taken["y"])}
         stepped = jax.vmap(one)(
             x,
             optimiser,
@@ -432,7 +450,7 @@ class Fleet:
             jobs * jnp.uint32(self.settings.local_steps),
         )
         done: tuple[_Leaves, _Leaves] = jax.tree_util.tree_map(
-            lambda new, old: _chosen(active, new, old), stepped, (x, optimiser)
+            lambda new, old: chosen(active, new, old), stepped, (x, optimiser)
         )
         return done
 
@@ -451,15 +469,22 @@ class Fleet:
         shown_i, shown_j = i.x, j.x
         if settings.late:
             late = jax.random.uniform(k_late, (lanes,)) < settings.late
-            shown_i = tuple(_chosen(late, *pair) for pair in zip(i.before, i.x, strict=True))
+            shown_i = tuple(chosen(late, *pair) for pair in zip(i.before, i.x, strict=True))
         if known is not None:
             k_i, k_j = jax.random.split(jax.random.fold_in(key, 2))
             shown_i = self._lies(k_i, i.node, shown_i, genesis, known)
             shown_j = self._lies(k_j, j.node, shown_j, genesis, known)
         asks, replies = i.active & j.present, jnp.ones(lanes, bool)
         if settings.loss:
-            arrives = jax.random.uniform(k_legs, (2, lanes)) >= settings.loss
-            asks, replies = asks & arrives[0], arrives[1]
+            # With a pace an offer without an answer is repeated once, and an answer comes again for that.
+            arrives = jax.random.uniform(k_legs, (4 if self._pace else 2, lanes)) >= settings.loss
+            replies = arrives[1]
+            asks &= arrives[0] & (replies | ~(arrives[2] & arrives[3])) if self._pace else arrives[0]
+        answered = asks & replies
+        if self._pace:
+            begun = i.asked == _BEGUN, j.asked == _BEGUN
+            met_newcomer = asks & ~(begun[0] & begun[1])
+            asks &= ~met_newcomer
         # One vector for the whole model where blocks or norms run over all of it; else one for each leaf, which is the
         # same arithmetic without the copies.
         whole = self._rules.codec != "f32" or self._rules.config is not None
@@ -480,15 +505,35 @@ class Fleet:
             tuple(jnp.split(out.x[end], self._ends, axis=1)) if whole else tuple(out.x[end] for out in outs)
             for end in (0, 1)
         )
-        return (
-            i._replace(x=i_x, met=out.met[0], usual=out.usual[0]),
-            j._replace(x=j_x, met=out.met[1], usual=out.usual[1]),
-            counts,
+        i = i._replace(x=i_x, met=out.met[0], usual=out.usual[0], answered=answered)
+        j = j._replace(x=j_x, met=out.met[1], usual=out.usual[1])
+        if self._pace:
+            taken = met_newcomer & answered & ~begun[0] & begun[1] & self._adoptable(shown_j, genesis)
+            given = met_newcomer & begun[0] & ~begun[1] & self._adoptable(shown_i, genesis)
+            asked = i.asked + (met_newcomer & answered & ~begun[0] & ~begun[1])
+            alone = ~begun[0] & (asked >= self._pace.newcomers)
+            i = i._replace(
+                x=tuple(chosen(taken, *both) for both in zip(shown_j, i.x, strict=True)),
+                asked=jnp.where(taken | alone, _BEGUN, asked),
+            )
+            j = j._replace(
+                x=tuple(chosen(given, *both) for both in zip(shown_i, j.x, strict=True)),
+                asked=jnp.where(given, _BEGUN, j.asked),
+            )
+        return i, j, counts
+
+    def _adoptable(self, x: _Leaves, genesis: _Leaves) -> jax.Array:
+        """Which of these states, (lanes, ...), a newcomer takes over: it stands at genesis, and has a gate."""
+        squares = (
+            jnp.sum(jnp.square(leaf - base[None]), axis=1) for leaf, base in zip(x, genesis, strict=True)
         )
+        limit = gate.state_limit(jnp, self.settings.exchange, size=self.values, own=0.0)
+        within: jax.Array = jnp.sqrt(sum(squares, jnp.float32(0))) <= limit
+        return within
 
     def _lies(self, key: Key, node: jax.Array, x: _Leaves, genesis: _Leaves, known: Crowd) -> _Leaves:
         told = lies(key, self.settings.attack, x, genesis, known)
-        return tuple(_chosen(node < self._bad, lie, leaf) for lie, leaf in zip(told, x, strict=True))
+        return tuple(chosen(node < self._bad, lie, leaf) for lie, leaf in zip(told, x, strict=True))
 
     def _half(self, number: jax.Array) -> jax.Array:
         """Where in the slabs the nodes lie when round `number` begins."""
@@ -501,21 +546,35 @@ class Fleet:
             return jnp.ones(node.shape, bool)
         return up & (node < self.settings.nodes)
 
-    def _active(self, key: Key, node: jax.Array, up: jax.Array) -> jax.Array:
-        """Who trains and asks in this round."""
-        present = self._present(node, up)
-        if not self._slow:
-            return present
-        busy = jax.random.uniform(key, node.shape) >= 1 / self.settings.slowness
+    def _active(
+        self, key: Key, node: jax.Array, up: jax.Array, jobs: jax.Array, wait: jax.Array, asked: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Who asks in this round or tick; whose read-out takes in the weights; and who trains."""
+        asking = self._present(node, up)
+        if self._pace:
+            asking &= wait <= 0
+        elif self._slow:
+            busy = jax.random.uniform(key, node.shape) >= 1 / self.settings.slowness
+            asking &= ~(self._is_slow(node) & busy)
+        active = asking & (asked == _BEGUN) if self._pace else asking
+        trains = active & (jobs < self.settings.rounds_max) if self.settings.rounds_max else active
+        return asking, active, trains
+
+    def _is_slow(self, node: jax.Array) -> jax.Array:
         # Attackers have the smallest numbers, stragglers the largest.
-        return present & ~((node >= self.settings.nodes - self._slow) & busy)
+        return (node >= self.settings.nodes - self._slow) & (node < self.settings.nodes)
+
+    def _took(self, key: Key, node: jax.Array, *, trains: jax.Array, answered: jax.Array) -> jax.Array:
+        assert self._pace is not None, "in step a round takes a round"
+        slower = jnp.where(self._is_slow(node), np.float32(self.settings.slowness), np.float32(1))
+        return duration(self._pace, key, node, slower=slower, trains=trains, answered=answered)
 
     def _dealt(self, key: Key, state: _State, source: jax.Array) -> _State:
         m = self._slots
         here = tuple(jax.lax.dynamic_slice_in_dim(slab, source, m) for slab in state.slabs)
         slabs, *small = deal(key, (here, *state[1:]), axis=_AXIS)
         return _State(
-            tuple(_write(slab, new, source) for slab, new in zip(state.slabs, slabs, strict=True)), *small
+            tuple(write(slab, new, source) for slab, new in zip(state.slabs, slabs, strict=True)), *small
         )
 
     # --- measuring, on one device of the mesh -----------------------------------------------------------------------
@@ -628,56 +687,6 @@ def simulate(
         consensus=end.consensus,
         curve=curve,
     )
-
-
-def _shape(settings: FleetSettings, devices: int, platform: str) -> tuple[int, int, int]:
-    """Return (pairs in a chunk, chunks, rows in a run) of one device; if need be with a few more places than nodes.
-
-    A run is what lies together in memory and is dealt as one. Rows of some KB drawn one by one from a GB cost twice
-    the whole arithmetic, because each lies in another page of memory.
-    """
-    pairs = ceil(settings.nodes / (2 * devices))
-    wanted = settings.lanes or (LANES_CPU if platform == "cpu" else LANES_ACCELERATOR)
-    chunks = ceil(pairs / wanted)
-    lanes = ceil(pairs / chunks)
-    if devices > 1:  # every device gives each as many
-        lanes = ceil(lanes / devices) * devices
-    if chunks == 1:
-        return lanes, 1, 1
-    lanes = max(lanes, 2)  # the second wave needs another partner
-    if devices == 1 and not settings.lanes:
-        # Somewhat smaller chunks that leave no place empty and divide into longer runs, where there are any.
-        fitting = [some for some in range(lanes // 2, wanted + 1) if pairs % some == 0]
-        lanes = max(fitting, key=lambda some: (_run(some), some), default=lanes)
-        chunks = ceil(pairs / lanes)
-    return lanes, chunks, _run(lanes)
-
-
-def _run(lanes: int) -> int:
-    """Rows in a run: a power of two, and enough runs in a chunk that these are drawn, not their rows."""
-    run = RUN_MAX
-    while run > 1 and ((2 * lanes) % run or 2 * lanes < _RUNS_MIN * run):
-        run //= 2
-    return run
-
-
-def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
-    taken: jax.Array = array.at[rows].get(mode="promise_in_bounds")
-    return taken
-
-
-def _turned(count: int, by: int | jax.Array) -> jax.Array:
-    """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
-    return (jnp.arange(count, dtype=jnp.int32) + by) % count
-
-
-def _write(array: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
-
-
-def _chosen(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
-    """Row by row; flags (rows,), the others (rows, ...)."""
-    return jnp.where(flags.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
 
 
 def _total(tree: Any) -> Any:

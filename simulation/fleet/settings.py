@@ -4,16 +4,38 @@
 """
 
 from math import ceil
+from statistics import fmean
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
 from gossip.config import ExchangeConfig
+from gossip.node import NEWCOMERS_ASKED
+from simulation.fleet.waiting import waiting
 from simulation.network import Probability
 from simulation.scenario import Scenario
 
 Attack: TypeAlias = Literal["flip", "scale", "noise", "nan", "labels", "alie", "ipm", "shift"]
+# Parts of a round, where nodes have a pace of their own: with four, the answers that a node gives in a round vary by
+# three quarters of what they do in the world.
+_TICKS = 4
+
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Rounds: TypeAlias = Annotated[float, Meta(ge=0, le=1e6)]
+
+
+class Pace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pace of its own for every node (simulation/fleet/pace.py); the unit is the fleet's round."""
+
+    # In how many parts a round is cut; each costs as much as a round in step.
+    ticks: Annotated[int, Meta(ge=1, le=64)] = 4
+    training: Rounds = 0.4  # one job, on the median machine
+    sigma: Annotated[float, Meta(ge=0, le=3)] = 0.3  # of the log-normal speed of machines
+    answers: tuple[Rounds, ...] = (0.0,)  # from an offer to the answer: equally likely ones
+    patience: Rounds = 1.0  # how long one waits for an answer that does not come
+    start: Rounds = 0.0  # nodes begin at random moments of the first so many
+    # A newcomer begins alone when it has asked so many newcomers.
+    newcomers: Annotated[int, Meta(ge=0, le=100)] = 5
 
 
 class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +61,11 @@ class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     away_rounds: Annotated[float, Meta(ge=1)] = 10.0  # how long on average
     stragglers: Probability = 0.0  # share of nodes that are slow
     slowness: Annotated[float, Meta(ge=1)] = 4.0  # how many rounds one of their rounds takes, on average
+    rounds_max: Annotated[int, Meta(ge=0)] = (
+        0  # training jobs of a node, which then only exchanges; 0: no limit
+    )
+    # None: all are in step. Else everybody has a pace of its own, and offers without an answer are repeated.
+    pace: Pace | None = None
     attackers: Probability = 0.0  # share of nodes that lie about their weights
     attack: Attack = "flip"
     # Measure after so many rounds, and at the end.
@@ -88,22 +115,23 @@ class FleetReport(Struct, frozen=True):
 
 
 def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSettings:
-    """Return what comes nearest to a scenario of the world.
+    """Return what comes nearest to a scenario of the world; `simulation.fleet.scenario` says what is left out.
 
-    A round lasts as long as the world's: the interval, or training and an exchange where these take longer. A leg is
-    lost as a frame is: the world repeats an offer without an answer once, but loses handshakes as well (100 nodes, wan
-    with 5 % loss: 0.86 exchanges a job there, 0.90 here). An offer is late in that share of a round which it takes to
-    get an answer. Partitions, duplication, reordering, bandwidth and the spread of speeds have no counterpart here, and
-    who leaves comes back after a time that is drawn, not planned.
+    Round r of the fleet is the date r * `round_interval_s`. Nodes have a pace of their own: they begin within
+    `start_s`, adopt or begin from genesis, train as long as their machine takes, and wait for answers.
 
     Args:
         seed: Divides the rows as in the world.
-        rounds: How many; 0: as many as a node of the world makes in the scenario's time.
+        rounds: How many; 0: as many as fit into the scenario's time.
     """
-    config, network, faults = scenario.config, scenario.network, scenario.faults
-    answer_s = 2 * network.delay_s_mean
-    round_s = max(config.learning.round_interval_s, scenario.compute.train_s + answer_s)
-    count = rounds or max(1, round((scenario.duration_s - scenario.start_s / 2) / round_s))
+    config, network, faults, compute = scenario.config, scenario.network, scenario.faults, scenario.compute
+    round_s = config.learning.round_interval_s
+    count = rounds or max(1, round(scenario.duration_s / round_s))
+    wait = waiting(network, config.exchange, work_s=2 * compute.exchange_s)
+    # At first a node knows as many as could answer within a round, one by one: on a slow network it has soon asked
+    # all of them. A guess.
+    known = round_s / max(fmean(wait.answers_s), 1e-3 * round_s)
+    newcomers = ceil(min(NEWCOMERS_ASKED, config.exchange.join_patience_s / round_s, max(1.0, known)))
     return FleetSettings(
         nodes=scenario.nodes,
         rounds=count,
@@ -115,11 +143,22 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
         batch=scenario.task.args.get("batch", 0),
         gate=True,
         exchange=config.exchange,
-        loss=network.loss,
-        late=min(1.0, answer_s / round_s),
+        loss=1 - wait.answered**0.5,
         churn=min(1.0, (faults.churn + faults.crash) / ceil(scenario.duration_s / round_s)),
         away_rounds=max(1.0, faults.away_s_mean / round_s),
-        every=max(1, count // 10),
+        stragglers=compute.stragglers,
+        slowness=compute.slowdown,
+        rounds_max=config.learning.rounds_max,
+        pace=Pace(
+            ticks=_TICKS,
+            training=compute.train_s / round_s,
+            sigma=compute.spread_sigma,
+            answers=tuple(answer_s / round_s for answer_s in wait.answers_s),
+            patience=wait.patience_s / round_s,
+            start=scenario.start_s / round_s,
+            newcomers=newcomers,
+        ),
+        every=max(1, count // 20),
         seed=seed,
         genesis_seed=config.learning.genesis_seed,
     )

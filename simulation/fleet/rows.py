@@ -1,0 +1,25 @@
+"""Rows of arrays, in the ways that XLA compiles to one pass."""
+
+import jax
+import jax.numpy as jnp
+
+
+def take(array: jax.Array, rows: jax.Array) -> jax.Array:
+    """These rows of an array."""
+    taken: jax.Array = array.at[rows].get(mode="promise_in_bounds")
+    return taken
+
+
+def turned(count: int, by: int | jax.Array) -> jax.Array:
+    """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
+    return (jnp.arange(count, dtype=jnp.int32) + by) % count
+
+
+def write(array: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:
+    """The array with these rows from `start` on."""
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, start, axis=0)
+
+
+def chosen(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    """Row by row; flags (rows,), the others (rows, ...)."""
+    return jnp.where(flags.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
