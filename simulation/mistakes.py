@@ -43,17 +43,22 @@ def check_tree(tree: Mapping[str, Any], kind: type, source: str, path: str = "")
     for key, value in tree.items():
         where = f"{path}.{key}" if path else key
         if key not in names:
-            raise unknown(source, where[: len(where) - len(key)] + shortened(key), key, names)
+            raise unknown(
+                source, where[: len(where) - len(key)] + shortened(key), key, names, _below(kind, key, path)
+            )
         _check(value, hints[key], source, where)
     for key in required:
         if key not in tree:
             raise ScenarioError(f"{source}: {path}.{key}: expected a value, found none; it has no default")
 
 
-def unknown(source: str, where: str, key: str, names: Iterable[str]) -> ScenarioError:
-    """The mistake of a name that does not exist."""
-    names = list(names)
-    return ScenarioError(f"{source}: {where}: expected one of {', '.join(names)}{nearest(key, names)}")
+def unknown(
+    source: str, where: str, key: str, names: Iterable[str], elsewhere: Iterable[str] = ()
+) -> ScenarioError:
+    """The mistake of a name that does not exist here; `elsewhere` are dotted keys of sections where it does."""
+    names, places = list(names), list(elsewhere)
+    hint = f"; did you mean {' or '.join(places)}?" if places else nearest(key, names)
+    return ScenarioError(f"{source}: {where}: expected one of {', '.join(names)}{hint}")
 
 
 def wrong(source: str, where: str, want: str, value: Any, names: Iterable[str] = ()) -> ScenarioError:
@@ -106,6 +111,17 @@ def _check(value: Any, hint: Any, source: str, where: str) -> None:
     want = expected(hint, value, finite=not where.startswith("config."))
     if want:
         raise wrong(source, where, want, value, want.removeprefix("one of ").split(", "))
+
+
+def _below(kind: type, key: str, path: str) -> list[str]:
+    """Dotted keys of all fields of this name in the sections of a section."""
+    found = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if _has_fields(hint):
+            where = f"{path}.{name}" if path else name
+            found += [f"{where}.{key}"] if key in _fields(hint)[0] else []
+            found += _below(hint, key, where)
+    return found
 
 
 def _fields(kind: type) -> tuple[list[str], list[str]]:

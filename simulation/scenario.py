@@ -134,9 +134,11 @@ def load(name: str, overrides: Iterable[str] = ()) -> Scenario:
         text, source, stem = _read(name), name, Path(name).stem
     else:
         if name not in (names := shipped()):
-            ending = "; the name of a file must end in .toml" if Path(name).is_file() else ""
+            hint = nearest(name, names).rstrip("?")
+            if Path(name).is_file():
+                hint = "; the name of a file must end in .toml"
             raise ScenarioError(
-                f"{shortened(name)}: no such scenario{ending or nearest(name, names)}; `p2psim list` shows all"
+                f"{shortened(name) or repr(name)}: no such scenario{hint}; `p2psim list` shows all"
             )
         source, stem = f"{name}.toml", name
         text = (resources.files("simulation") / "scenarios" / source).read_text(encoding="utf-8")
@@ -218,6 +220,15 @@ def check_task(scenario: Scenario, source: str) -> None:
                     f"{source}: task.name: expected a factory that takes part, parts and seed, which tell each node "
                     f"its own rows, found {task.name} without {key}"
                 )
+        for entry in parameters:
+            needed = entry.default is entry.empty and entry.kind in (
+                entry.KEYWORD_ONLY,
+                entry.POSITIONAL_OR_KEYWORD,
+            )
+            if needed and entry.name not in (*task.args, "part", "parts", "seed"):
+                raise ScenarioError(
+                    f"{source}: task.args.{entry.name}: expected a value, found none; it has no default"
+                )
     if "part" in task.args:
         raise wrong(
             source, "task.args.part", "nothing, because each node is given its own part", task.args["part"]
@@ -229,6 +240,8 @@ def check_task(scenario: Scenario, source: str) -> None:
         load_task(task.name, {"parts": parts, "seed": 0, **task.args, "part": last})
     except UserError as error:
         reason = error.__cause__ or error  # without the list of all arguments
+        if isinstance(reason, OSError) and reason.filename:
+            reason = ScenarioError(f"{reason.filename}: cannot be read: {reason.strerror}")
         raise ScenarioError(f"{source}: task.args: {reason}") from error
 
 
@@ -247,7 +260,7 @@ def _read(path: str) -> str:
     if len(data) > FILE_BYTES_MAX:
         raise ScenarioError(f"{path}: expected a scenario of at most {FILE_BYTES_MAX} bytes, found more")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # with or without the mark that some editors put first
     except UnicodeDecodeError as error:
         raise ScenarioError(
             f"{path}: expected text in UTF-8, found a byte at position {error.start} that is none"

@@ -69,6 +69,7 @@ def selection(text: str) -> Selection:
     Raises:
         CompareError: one sentence.
     """
+    text = text.removesuffix("?")
     source, _, query = text.partition("?")
     wanted = []
     for part in query.split("&") if query else []:
@@ -97,8 +98,6 @@ def chosen_runs(chosen: Selection, seeds: range | None, *, curves: bool = False)
         CompareError: there are none.
     """
     left = read(Path(chosen.source), curves=curves)
-    if seeds is not None:
-        left = [one for one in left if one.seed in seeds]
     for key, value in chosen.wanted:
         known = {name for one in left for name in flat(one.scenario)}
         if left and key not in known:
@@ -107,7 +106,15 @@ def chosen_runs(chosen: Selection, seeds: range | None, *, curves: bool = False)
         left = [one for one, found in zip(left, there, strict=True) if found == _value(value)]
         if not left:
             raise CompareError(f"{chosen.text}: no run has {key}={value}; there is {_list(there)}")
-    return left
+    if seeds is None:
+        return left
+    found = [one for one in left if one.seed in seeds]
+    if left and not found:
+        known_seeds = sorted({one.seed for one in left})
+        raise CompareError(
+            f"{chosen.text}: no run has a seed that is asked for; there is {_list(known_seeds)}"
+        )
+    return found
 
 
 def side(text: str, results: Sequence[Result]) -> Side:

@@ -36,10 +36,11 @@ def report_(file: str, seed: int | None, page_file: Path) -> None:
         found = chosen_runs(selection(file), range(seed, seed + 1) if seed is not None else None, curves=True)
         good = [one for one in found if not one.failed]
         if len(good) != 1:
-            seeds = ", ".join(str(one.seed) for one in good[:8])
+            seeds = ", ".join(dict.fromkeys(str(one.seed) for one in good[:8]))
+            one_more = f"{file.removesuffix('?')}{'&' if '?' in file.removesuffix('?') else '?'}key=value"
             raise CompareError(
                 f"{file}: expected one run, found {len(good)}"
-                + (f" (seeds {seeds}); choose with --seed and '{file}?key=value'" if good else "")
+                + (f" (seeds {seeds}); choose with --seed and '{one_more}'" if good else "")
             )
         write_page(page_file, good[0])
     except (CompareError, ResultsError) as error:

@@ -17,6 +17,7 @@ import msgspec
 
 from simulation.experiments.report_command import check_can_draw, write_page
 from simulation.interrupt import INTERRUPTED, Interrupt, asking
+from simulation.network import SECONDS_MAX
 from simulation.scenario import Scenario, ScenarioError, describe, load
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Points of a curve, where nobody says how far apart.
 POINTS = 20
+# More points than a plot can show, and each costs a test of up to 64 nodes.
+POINTS_MAX = 100_000
 
 
 def replay_command(scenario: str, seed: int, changes: tuple[str, ...]) -> str:
@@ -104,6 +107,13 @@ def run_(
     changes = (*overrides, *([f"nodes={nodes}"] if nodes is not None else []))
     loaded = load_or_exit(scenario, changes)
     every_s = 0.0 if no_curve else loaded.duration_s / POINTS if every is None else every
+    if not (every_s == 0 or loaded.duration_s / POINTS_MAX <= every_s <= SECONDS_MAX):
+        click.echo(
+            f"p2psim: --every: expected 0, or a number from {loaded.duration_s / POINTS_MAX:g} "
+            f"({POINTS_MAX} points) to {SECONDS_MAX:g}, found {every_s:g}",
+            err=True,
+        )
+        sys.exit(2)
     replay = replay_command(scenario, seed, changes)
     click.echo(f"seed {seed}; repeat with: {replay}", err=as_json)
     click.echo(f"options {msgspec.json.encode(describe(loaded)).decode()}", err=as_json)

@@ -130,6 +130,10 @@ def jobs_of(
     for key in keys:
         if keys.count(key) > 1:
             raise SweepError(f"--vary {key}: varied twice")
+    for key, values in varied:
+        for value in values:
+            if values.count(value) > 1:
+                raise SweepError(f"--vary {key}: {value} is given twice")
     size = len(seeds)
     for _, values in varied:
         size *= len(values)

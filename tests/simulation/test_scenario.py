@@ -64,6 +64,9 @@ def test_text_needs_no_quotes_on_the_command_line() -> None:
     [
         ({"nodse": 5}, ["x.toml", "nodse", "did you mean nodes?"]),
         ({"network": {"los": 0.1}}, ["network.los", "did you mean loss?"]),
+        ({"learning": {"local_steps": 2}}, ["x.toml: learning: ", "did you mean config.learning?"]),
+        ({"loss": 0.1}, ["x.toml: loss: ", "did you mean network.loss?"]),
+        ({"config": {"codec": "f32"}}, ["config.codec: ", "did you mean config.exchange.codec?"]),
         ({"network": {"preset": "wam"}}, ["network.preset", "ideal, lan, wan", "'wam'", "did you mean wan?"]),
         (
             {"config": {"learning": {"local_step": 1}}},
@@ -122,6 +125,8 @@ def test_unknown_and_unreadable_scenarios_are_answered_in_a_sentence(tmp_path: P
     broken.write_text("nodes = = 3")
     with pytest.raises(ScenarioError, match="expected a TOML file"):
         load(str(broken))
+    broken.write_text("nodes = 3\nduration_s = 4.0", encoding="utf-8-sig")
+    assert load(str(broken)).nodes == 3
     broken.write_bytes(b"# \xff\n")
     with pytest.raises(ScenarioError, match="UTF-8, found a byte at position 2"):
         load(str(broken))
@@ -142,6 +147,8 @@ def test_unknown_and_unreadable_scenarios_are_answered_in_a_sentence(tmp_path: P
         ("task.name=json:make", ["task.name: ", "has no factory 'make'"]),
         ("task.name=a/b.py:make", ["task.name: ", "is no module name"]),
         ("task.name=base64:b64encode", ["task.name: ", "takes part, parts and seed"]),
+        ("task.args.rows_file=none.csv", ["task.args: none.csv: cannot be read: No such file or directory"]),
+        ("task.name=table", ["task.args.path: expected a value, found none"]),
         ("task.args.alpah=1", ["task.args.alpah: expected one of part", "did you mean alpha?"]),
         ("task.args.alpha=x", ["task.args.alpha: expected a number, found text ('x')"]),
         ("task.args.alpha=-1", ["task.args: expected alpha between 0.001 and 1e6, got -1"]),

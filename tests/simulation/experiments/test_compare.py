@@ -116,9 +116,12 @@ def test_runs_are_chosen_by_key_and_value(tmp_path: Path) -> None:
     assert chosen.seeds == [0, 1, 2]
     assert all(entry.scenario["codec"] == "f32" for entry in chosen.results)
     assert from_file(selection(f"{path}?network.loss=0.1&codec=f32"), range(1, 9)).seeds == [1, 2]
+    with pytest.raises(CompareError, match="no run has a seed that is asked for; there is 0, 1, 2"):
+        from_file(selection(f"{path}?network.loss=0&codec=f32"), range(9, 10))
     for text, why in [
         (f"{path}", "differ in network.loss, codec .*choose one as in '.*r.jsonl.network.loss=0.0'"),
         (f"{path}?codec=f32", "choose one as in '.*codec=f32&network.loss=0.0'"),
+        (f"{path}?", "choose one as in '.*r.jsonl.network.loss=0.0'"),
         (f"{path}?codec=f16", "no run has codec=f16; there is int8, f32"),
         (f"{path}?network.los=0", "did you mean network.loss"),
         (f"{path}?network.loss", "expected key=value"),

@@ -224,6 +224,9 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["sweep", "smoke-2", *out], "did you mean smoke-20"),
         (["sweep", "smoke-20", *out, "--vary", "network.los=1,2"], "did you mean loss"),
         (["sweep", "smoke-20", *out, "--vary", "network.loss"], "expected key=v1,v2"),
+        (["sweep", "smoke-20", *out, "--vary", "network.loss=0,0.1,0"], "0 is given twice"),
+        (["run", "smoke-20", "--every", "1e-9"], "--every: expected 0, or a number from 0.0003"),
+        (["run", "smoke-20", "--every", "nan"], "found nan"),
         (["sweep", "smoke-20", "--seeds", "0:1", "--out", str(tmp_path / "no" / "r")], "cannot be written"),
     ]:
         result = CliRunner().invoke(main, arguments)
