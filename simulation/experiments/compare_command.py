@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -62,6 +63,10 @@ def _side(chosen: "Selection", seeds: range | None, processes: int) -> "Side":
 
     if chosen.is_file:
         return from_file(chosen, seeds)
+    if Path(chosen.source).is_file() and not chosen.source.endswith(".toml"):
+        raise CompareError(
+            f"{chosen.source}: expected results, a file ending in .jsonl, or a scenario, one ending in .toml"
+        )
     if seeds is None:
         raise CompareError(f"{chosen.text}: a scenario is run with --seeds A:B; say which")
     if len(seeds) < 2:

@@ -269,7 +269,9 @@ def told(report: "Report") -> str:
         ("time", f"{report.virtual_s:g} virtual s in {report.wall_s:.1f} s: {speed:.1f} times real time"),
         (
             "speed",
-            f"{rate(settled.events, settled.wall_s):.0f} events/s, "
+            "not measured, there was no second half"
+            if report.partial and not settled.events
+            else f"{rate(settled.events, settled.wall_s):.0f} events/s, "
             f"{rate(settled.node_updates, settled.wall_s):.0f} node-updates/s in the second half",
         ),
         *([("signatures", "modelled, not real")] if report.signatures != "real" else []),

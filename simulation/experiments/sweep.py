@@ -10,6 +10,7 @@ import re
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -238,6 +239,8 @@ def _outcome(job: Job, future: Future[Made]) -> Made:
 def _prepare_process() -> None:
     """The terminal sends Ctrl-C to all of us; one decides. When that one is gone, however it went, nobody goes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # JAX reads an entry that a neighbour is just writing, compiles for itself, and warns; nothing is lost.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -227,6 +227,7 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
         (["sweep", "smoke-20", *out, "--vary", "network.loss=0,0.1,0"], "0 is given twice"),
         (["run", "smoke-20", "--every", "1e-9"], "--every: expected 0, or a number from 0.0003"),
         (["run", "smoke-20", "--every", "nan"], "found nan"),
+        (["compare", __file__, "smoke-20"], "expected results, a file ending in .jsonl, or a scenario"),
         (["sweep", "smoke-20", "--seeds", "0:1", "--out", str(tmp_path / "no" / "r")], "cannot be written"),
     ]:
         result = CliRunner().invoke(main, arguments)
