@@ -64,8 +64,10 @@ def shards(labels: Labels, n: int, *, seed: int, labels_each: int = 2, rows_min:
     A part holds about `labels_each` labels. Source: McMahan et al. 2017 (arXiv 1602.05629), section 3.
     """
     _check(labels, n, rows_min)
-    if labels_each < 1:
-        raise LocalError(f"expected at least one label for each part, got {labels_each}")
+    if not 1 <= labels_each <= len(labels):
+        raise LocalError(
+            f"expected labels_each from 1 to {len(labels)}, the number of rows, got {labels_each}"
+        )
     rng = np.random.default_rng(seed)
     # Shuffled before the stable sort, so that runs of one label are not runs of the file.
     order = rng.permutation(len(labels))
@@ -139,7 +141,8 @@ def from_file(
     for index, part_rows in enumerate(found):
         if len(part_rows) < rows_min:
             raise LocalError(
-                f"{rows_file}: expected at least {rows_min} training rows for part {index}, got {len(part_rows)}"
+                f"{rows_file}: expected at least {rows_min} training rows for part {index}, got {len(part_rows)}; "
+                f"training rows have numbers from {numbers.min()} to {numbers.max()}"
             )
     return _sorted([np.array(part_rows, np.int64) for part_rows in found])
 

@@ -109,7 +109,8 @@ def test_the_kind_follows_from_what_is_said_of_it() -> None:
         ({"partition": "quantity", "alpha": 0.5, "sigma": 1.0}, "alpha or sigma"),
         ({"sigma": -1.0}, "expected sigma between 0 and 5"),
         ({"sigma": float("nan")}, "expected sigma between 0 and 5"),
-        ({"labels_each": 0}, "at least one label"),
+        ({"labels_each": 0}, "expected labels_each from 1"),
+        ({"labels_each": 10**7}, "the number of rows"),
         ({"partition": "file"}, "expected rows_file"),
     ],
 )
