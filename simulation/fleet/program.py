@@ -72,7 +72,7 @@ class _State(NamedTuple):
     up: jax.Array  # (m,) bool
     met: jax.Array  # (m,) float32: history of its gate
     usual: jax.Array  # (m,) float32
-    # With a pace of its own: rounds until it is due, and newcomers that it has asked; `_BEGUN`: it is none itself.
+    # With a pace of its own: rounds until it is due; newcomers that it has asked, -1 before its start, _BEGUN at last.
     wait: jax.Array  # (m,) float32
     asked: jax.Array  # (m,) int32
 
@@ -290,7 +290,7 @@ class Fleet:
             met=jnp.zeros(m, jnp.float32),
             usual=jnp.zeros(m, jnp.float32),
             wait=first_wait(self._pace, key, node) if self._pace else jnp.zeros(m, jnp.float32),
-            asked=jnp.zeros(m, jnp.int32),
+            asked=jnp.full(m, -1 if self._pace else 0, jnp.int32),
         )
 
     # --- rounds, on one device of the mesh --------------------------------------------------------------------
@@ -386,6 +386,8 @@ class Fleet:
         # XLA would repeat the last step of training in each of the four places that read its result.
         trained = jax.lax.optimization_barrier(trained)  # type: ignore[no-untyped-call]
         present = self._present(node, up)
+        if self._pace:
+            present &= (asked >= 0) | asking
 
         def ends(part: slice) -> _Ends:
             now, before = (tuple(leaf[part] for leaf in leaves) for leaves in (trained, x))
@@ -510,8 +512,10 @@ class Fleet:
         if self._pace:
             taken = met_newcomer & answered & ~begun[0] & begun[1] & self._adoptable(shown_j, genesis)
             given = met_newcomer & begun[0] & ~begun[1] & self._adoptable(shown_i, genesis)
-            asked = i.asked + (met_newcomer & answered & ~begun[0] & ~begun[1])
-            alone = ~begun[0] & (asked >= self._pace.newcomers)
+            asked = jnp.where(i.active, jnp.maximum(i.asked, 0), i.asked) + (
+                met_newcomer & answered & ~begun[0] & ~begun[1]
+            )
+            alone = i.active & ~begun[0] & (asked >= self._pace.newcomers)
             i = i._replace(
                 x=tuple(chosen(taken, *both) for both in zip(shown_j, i.x, strict=True)),
                 asked=jnp.where(taken | alone, _BEGUN, asked),
