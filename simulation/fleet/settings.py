@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from gossip.config import ExchangeConfig
-from gossip.node import NEWCOMERS_ASKED
 from simulation.fleet.waiting import waiting
 from simulation.network import Probability
 from simulation.scenario import Scenario
@@ -124,6 +123,9 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
         seed: Divides the rows as in the world.
         rounds: How many; 0: as many as fit into the scenario's time.
     """
+    # Imported here: numpy comes with it, and `p2psim list` needs none.
+    from gossip.node import NEWCOMERS_ASKED
+
     config, network, faults, compute = scenario.config, scenario.network, scenario.faults, scenario.compute
     round_s = config.learning.round_interval_s
     count = rounds or max(1, round(scenario.duration_s / round_s))
