@@ -123,7 +123,7 @@ def jobs_of(
     """Every combination with every seed, the seeds of one combination together.
 
     Raises:
-        SweepError: `vary` cannot be read, varies a key twice, or there are too many runs.
+        SweepError: `vary` cannot be read, varies a key twice or one that is set, or there are too many runs.
         ScenarioError: a combination is no scenario.
     """
     varied = [values_of(text) for text in vary]
@@ -131,6 +131,8 @@ def jobs_of(
     for key in keys:
         if keys.count(key) > 1:
             raise SweepError(f"--vary {key}: varied twice")
+        if key in (change.partition("=")[0].strip() for change in changes):
+            raise SweepError(f"--vary {key}: --set gives it one value; leave one of the two out")
     for key, values in varied:
         for value in values:
             if values.count(value) > 1:

@@ -77,17 +77,19 @@ def test_values_that_make_no_sense_are_one_sentence(text: str) -> None:
 
 
 def test_jobs_are_all_combinations_with_all_seeds() -> None:
-    jobs = jobs_of("smoke-20", ("nodes=4",), ("network.loss=0,0.1", "nodes=5,6"), range(3, 5))
+    jobs = jobs_of("smoke-20", ("start_s=1",), ("network.loss=0,0.1", "nodes=5,6"), range(3, 5))
     assert len(jobs) == 8
     assert [job.seed for job in jobs] == [3, 4] * 4
     assert len({job.changes for job in jobs}) == 4
     assert jobs[0].command() == (
-        "p2psim run smoke-20 --seed 3 --set=nodes=4 --set=network.loss=0 --set=nodes=5"
+        "p2psim run smoke-20 --seed 3 --set=start_s=1 --set=network.loss=0 --set=nodes=5"
     )
     with pytest.raises(ScenarioError, match="did you mean loss"):
         jobs_of("smoke-20", (), ("network.los=1,2",), range(1))
     with pytest.raises(SweepError, match="varied twice"):
         jobs_of("smoke-20", (), ("nodes=3,4", "nodes=5,6"), range(1))
+    with pytest.raises(SweepError, match="leave one of the two out"):
+        jobs_of("smoke-20", ("nodes=4",), ("nodes=5,6",), range(1))
     with pytest.raises(SweepError, match="at most"):
         jobs_of("smoke-20", (), ("nodes=3:500:1", "duration_s=1:500:1"), range(1))
 
