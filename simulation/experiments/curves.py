@@ -175,12 +175,12 @@ class Recorder:
         """Measures now, and keeps what it found."""
         up = {host.index: host for host in world.honest()}
         learners = [
-            up[index].worker
+            worker
             for index in self.sample
-            if index in up and isinstance(up[index].worker, ObservedLearner)
+            if index in up and isinstance(worker := up[index].worker, ObservedLearner)
         ]
-        found = accuracies(self._evaluate, [learner.look() for learner in learners])  # type: ignore[union-attr]
-        models = [learner.weights() for learner in learners]  # type: ignore[union-attr]
+        found = accuracies(self._evaluate, [learner.look() for learner in learners])
+        models = [learner.weights() for learner in learners]
         distance = None
         if len(models) > 1:
             # Of a sample, without bias; of everybody, the distance itself.
