@@ -114,7 +114,7 @@ def fleet(
         with _quiet(coordinator is not None):
             meshed = _devices(devices, coordinator, processes, process)
 
-            from simulation.fleet.program import simulate
+            from simulation.fleet.simulate import simulate
 
             report = simulate(
                 settings, devices=meshed, central=told and not no_central, progress=_tell if told else None

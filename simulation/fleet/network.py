@@ -200,6 +200,29 @@ def in_runs(key: jax.Array, *, chunks: int, lanes: int, run: int) -> jax.Array:
     return jnp.take_along_axis(places, turned, axis=2).reshape(chunks, 2 * lanes)
 
 
+def present_first(order: jax.Array, there: jax.Array, *, run: int) -> jax.Array:
+    """Deal again within chunks, so that those who are there lie first in both halves and meet each other.
+
+    Args:
+        order: As `in_runs` returns it.
+        there: Of each place, bool.
+        run: As for `in_runs`. Where rows come one by one no two are left over; in runs, neighbours stay together.
+    """
+    chunks, width = order.shape
+
+    def first(places: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(places, jnp.argsort(~there[places], axis=-1, stable=True), axis=-1)
+
+    def again() -> jax.Array:
+        if run > 1:
+            return first(order.reshape(chunks, 2, width // 2)).reshape(chunks, width)
+        pairs = first(order).reshape(chunks, width // 2, 2)
+        return pairs.swapaxes(1, 2).reshape(chunks, width)
+
+    dealt: jax.Array = jax.lax.cond(jnp.all(there), lambda: order, again)
+    return dealt
+
+
 def deal(key: jax.Array, tree: Any, *, axis: str) -> Any:
     """Shuffle rows over all devices of a mesh axis: every device gives each device as many, drawn at random.
 

@@ -1,14 +1,15 @@
 """The fleet: learning only, the whole network as one XLA program, 10^4 nodes on two cores and 10^6 on an accelerator.
 
 The second engine of the simulator. The world runs the whole protocol of some hundred nodes; here there is no message,
-no signature, no clock: a round trains every node and deals all of them into pairs twice (`fleet_network`). What a
+no signature, no clock: a round trains every node and deals all of them into pairs twice (`network`). What a
 node computes is the same in both: `Trainer.train_one`, `pair`, `codec` and `gate`.
 
-Layout. A node is a row. Weights are one array (2 * slots, values), read-outs another: a round reads the rows of one
-half in random order and writes the other half in order, so that partners lie together and a row moves through memory
-once. Nodes have no place of their own; each slot knows whom it holds. Chunks of `lanes` pairs bound what lies between
-(batches, gradients), which fits into a cache, or into an accelerator. Where there are several chunks, what is dealt to
-them are runs of some rows, or the memory's page tables would cost more than the arithmetic (`layout.shape`).
+Layout. A node is a row. Weights are one array (2 * slots, values), read-outs another. A small fleet is one chunk, whose
+rows stay where they are. In a larger one a round reads the rows of one half in random order and writes the other half
+in order, so that partners lie together and a row moves through memory once: nodes have no place of their own; each slot
+knows whom it holds. Chunks of `lanes` pairs bound what lies between (batches, gradients), which fits into a cache, or
+into an accelerator. What is dealt to them are runs of some rows, or the memory's page tables would cost more than the
+arithmetic (`layout.shape`).
 
 Devices. Slots are divided among the devices of a mesh; once a round they are dealt anew over all of them (one
 all-to-all), and then everybody meets partners on the own device. Whether the devices belong to one process or to
@@ -37,10 +38,23 @@ from p2pnode.tasks import load_task
 from p2pnode.tasks.partition import ARGUMENTS
 from simulation.fleet.data import Rows, batches, divided
 from simulation.fleet.layout import shape
-from simulation.fleet.network import Crowd, End, Leaves, Outcome, Rules, crowd, deal, exchange, in_runs, lies
-from simulation.fleet.pace import duration, first_wait
+from simulation.fleet.network import (
+    Crowd,
+    End,
+    Leaves,
+    Outcome,
+    Rules,
+    crowd,
+    deal,
+    exchange,
+    in_runs,
+    lies,
+    present_first,
+    shuffled,
+)
+from simulation.fleet.pace import duration, enough, first_wait, starts
 from simulation.fleet.rows import chosen, take, turned, write
-from simulation.fleet.settings import FleetAccuracy, FleetReport, FleetSettings, Point
+from simulation.fleet.settings import FleetSettings, Point
 from simulation.seeds import Seeds
 
 # Nodes in one step of an evaluation: 128 nodes x 360 test rows x 10 classes are 1.8 MB.
@@ -88,6 +102,7 @@ class _Ends(NamedTuple):
     met: jax.Array
     usual: jax.Array
     asked: jax.Array
+    need: jax.Array
     answered: jax.Array
 
 
@@ -98,6 +113,10 @@ class _Counts(NamedTuple):
     finished: jax.Array
     halves: jax.Array
     refused: jax.Array
+
+
+# What `Fleet.advance` counts.
+COUNTS = _Counts._fields
 
 
 class _Measured(NamedTuple):
@@ -280,8 +299,9 @@ class Fleet:
         rows = self._halves * m
         blank = [jnp.zeros((rows, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
         everywhere = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in genesis]
-        node = jnp.arange(m, dtype=jnp.int32) + m * jax.lax.axis_index(_AXIS).astype(jnp.int32)
-        key = jax.random.fold_in(jax.random.key(self._key ^ 1), jax.lax.axis_index(_AXIS))
+        device = jax.lax.axis_index(_AXIS).astype(jnp.int32)
+        # In any order, because a sample are the first slots, and attackers and stragglers go by number.
+        node = m * device + shuffled(jax.random.fold_in(jax.random.key(self._key ^ 1), device), m)
         return _State(
             slabs=(*everywhere, *everywhere, *blank),
             node=node,
@@ -289,7 +309,7 @@ class Fleet:
             up=jnp.ones(m, bool),
             met=jnp.zeros(m, jnp.float32),
             usual=jnp.zeros(m, jnp.float32),
-            wait=first_wait(self._pace, key, node) if self._pace else jnp.zeros(m, jnp.float32),
+            wait=first_wait(self._pace, self._key, node) if self._pace else jnp.zeros(m, jnp.float32),
             asked=jnp.full(m, -1 if self._pace else 0, jnp.int32),
         )
 
@@ -332,11 +352,25 @@ class Fleet:
             state = state._replace(up=up)
         order = in_runs(keys[2], chunks=self._chunks, lanes=self._lanes, run=self._run_rows)
         # (chunks, width): each chunk's askers of the first wave, then those of the second
+        need = state.asked
+        if self._pace:
+            now = number / self._ticks
+            there = self._present(state.node, state.up) & (starts(self._pace, self._key, state.node) <= now)
+            order = present_first(order, there, run=self._run_rows)
+            others = _total(jnp.sum(there)) - 1
+            need = jnp.where(there, enough(self._pace, self._key, state.node, now=now, others=others), -1)
+        small: tuple[jax.Array, ...] = (*state[1:], need)
+        if self._chunks == 1:
+            # All fit into a cache: who meets need not lie together.
+            dealt, kept, small, counts = self._chunk(keys[3], state.slabs, small, rows, genesis, order[0])
+            in_place = jnp.argsort(order[0])
+            weights = tuple(take(jnp.concatenate(both), in_place) for both in zip(*dealt, strict=True))
+            return _State((*weights, *kept), *small), counts
         items = (
             jnp.arange(self._chunks, dtype=jnp.int32),
             jax.random.split(keys[3], self._chunks),
             order,
-            jax.tree_util.tree_map(lambda array: array[order], state[1:]),
+            tuple(array[order] for array in small),
         )
 
         def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
@@ -345,39 +379,44 @@ class Fleet:
             halves, others, small, counts = self._chunk(key, moved, small, rows, genesis)
             start = target + k * width
             n = len(self._shapes)
-            weights = [
+            written = [
                 write(write(slab, a, start), b, start + self._lanes)
                 for slab, a, b in zip(slabs[:n], *halves, strict=True)
             ]
             kept = [write(slab, new, start) for slab, new in zip(slabs[n:], others, strict=True)]
-            slabs = (*weights, *kept)
+            slabs = (*written, *kept)
             return slabs, (small, counts)
 
-        if self._chunks > 1:
-            slabs, (small, counts) = jax.lax.scan(chunk, state.slabs, items)
-        else:  # one chunk needs no loop around it, which XLA would not look through
-            slabs, (small, counts) = chunk(state.slabs, jax.tree_util.tree_map(lambda array: array[0], items))
-        small = [array.reshape(m) for array in small]
-        return _State(slabs, *small), _Counts(*(jnp.sum(count) for count in counts))
+        slabs, (small, counts) = jax.lax.scan(chunk, state.slabs, items)
+        return _State(slabs, *(array.reshape(m) for array in small)), _Counts(
+            *(jnp.sum(count) for count in counts)
+        )
 
     def _chunk(
-        self, key: Key, slabs: tuple[jax.Array, ...], small: Any, rows: Rows, genesis: _Leaves
+        self,
+        key: Key,
+        slabs: tuple[jax.Array, ...],
+        small: Any,
+        rows: Rows,
+        genesis: _Leaves,
+        order: jax.Array | None = None,
     ) -> tuple[tuple[_Leaves, _Leaves], _Leaves, Any, _Counts]:
-        """One round of the nodes that lie together in a chunk, in the order in which they were dealt.
+        """One round of the nodes of a chunk.
 
         Args:
             slabs: As in _State, each (width, ...).
-            small: The other fields of _State, each (width,).
+            small: The other fields of _State, each (width,), and `pace.enough`; -1: it has not started.
+            order: The order in which they were dealt, (width,); None: they lie in it.
 
         Returns:
-            Weights of both halves, (lanes, ...): joined, they would cost a pass of their own; then the other slabs,
-            `small` and counts.
+            Weights of both halves as they were dealt, (lanes, ...): joined, they would cost a pass of their own; then
+            the other slabs and `small` as they came, and counts.
         """
         settings, lanes = self.settings, self._lanes
         k_busy, k_first, k_second, k_turn = jax.random.split(key, 4)
         n = len(self._shapes)
         x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
-        node, jobs, up, met, usual, wait, asked = small
+        node, jobs, up, met, usual, wait, asked, need = small
         asking, active, trains = self._active(k_busy, node, up, jobs, wait, asked)  # (width,) each
         trained, optimiser = self._trained(x, optimiser, trains, node, jobs, rows)
         # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
@@ -387,12 +426,15 @@ class Fleet:
         trained = jax.lax.optimization_barrier(trained)  # type: ignore[no-untyped-call]
         present = self._present(node, up)
         if self._pace:
-            present &= (asked >= 0) | asking
+            present &= need >= 0
 
         def ends(part: slice) -> _Ends:
-            now, before = (tuple(leaf[part] for leaf in leaves) for leaves in (trained, x))
-            rest = (asking, present, node, met, usual, asked, asking)
-            return _Ends(now, before, *(array[part] for array in rest))
+            def those(array: jax.Array) -> jax.Array:
+                return array[part] if order is None else take(array, order[part])
+
+            now, before = (tuple(those(leaf) for leaf in leaves) for leaves in (trained, x))
+            rest = (asking, present, node, met, usual, asked, need, asking)
+            return _Ends(now, before, *(those(array) for array in rest))
 
         asks, answers = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
         # Attackers know those with whom they lie in one chunk.
@@ -401,9 +443,11 @@ class Fleet:
         # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows
         # come one by one the next one's is as good as any other; in runs, neighbours know the same.
         turn: int | jax.Array = 1
+        # With a pace, those who are there lie first in both halves, and meet each other again.
+        among = jnp.minimum(jnp.sum(asks.present), jnp.sum(answers.present)) if self._pace else lanes
         if self._run_rows > 1:
-            turn = jax.random.randint(k_turn, (), 1, lanes, jnp.int32)
-        there, back = (turned(lanes, by) for by in (turn, lanes - turn))
+            turn = jax.random.randint(k_turn, (), 1, jnp.maximum(among, 2), jnp.int32)
+        there, back = (turned(lanes, by, among=among) for by in (turn, among - turn))
         b = jax.tree_util.tree_map(lambda array: take(array, there), b._replace(before=answers.x))
         b, a, second = self._wave(k_second, b, a, genesis, known)
         b = jax.tree_util.tree_map(lambda array: take(array, back), b)
@@ -411,8 +455,13 @@ class Fleet:
             jnp.sum(trains).astype(jnp.int32),
             *(one + other for one, other in zip(first, second, strict=True)),
         )
+
+        def joined(both: tuple[jax.Array, jax.Array]) -> jax.Array:
+            array = jnp.concatenate(both)
+            return array if order is None else take(array, jnp.argsort(order))
+
         met, usual, now_asked, answered = (
-            jnp.concatenate(both)
+            joined(both)
             for both in ((a.met, b.met), (a.usual, b.usual), (a.asked, b.asked), (a.answered, b.answered))
         )
         if self._pace:
@@ -420,8 +469,8 @@ class Fleet:
             wait = jnp.where(asking, wait + took, wait) - 1 / self._ticks
             # What was read out until now belongs to a model that was left.
             begins = (now_asked == _BEGUN) & (asked != _BEGUN)
-            joined = (jnp.concatenate(both) for both in zip(a.x, b.x, strict=True))
-            readout = tuple(chosen(begins, x, y) for x, y in zip(joined, readout, strict=True))
+            x = tuple(joined(both) for both in zip(a.x, b.x, strict=True))
+            readout = tuple(chosen(begins, x, y) for x, y in zip(x, readout, strict=True))
         small = (node, jobs + trains.astype(jnp.uint32), up, met, usual, wait, now_asked)
         return (a.x, b.x), (*readout, *optimiser), small, counts
 
@@ -515,7 +564,7 @@ class Fleet:
             asked = jnp.where(i.active, jnp.maximum(i.asked, 0), i.asked) + (
                 met_newcomer & answered & ~begun[0] & ~begun[1]
             )
-            alone = i.active & ~begun[0] & (asked >= self._pace.newcomers)
+            alone = i.active & ~begun[0] & (asked >= i.need)
             i = i._replace(
                 x=tuple(chosen(taken, *both) for both in zip(shown_j, i.x, strict=True)),
                 asked=jnp.where(taken | alone, _BEGUN, asked),
@@ -642,55 +691,6 @@ class Fleet:
         squares = total(lambda x, middle: jnp.square(x - middle), centre)
         distance: jax.Array = jnp.sqrt(sum((jnp.sum(leaf) for leaf in squares), jnp.float32(0)) / count)
         return distance
-
-
-def simulate(
-    settings: FleetSettings,
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    central: bool = True,
-    progress: Callable[[Point], None] | None = None,
-) -> FleetReport:
-    """Run a fleet to its end and measure.
-
-    Args:
-        devices: See Fleet.
-        central: Whether to train the central reference, too.
-        progress: Called after each measurement on the way.
-
-    Raises:
-        LocalError, UserError: see Fleet.
-    """
-    fleet = Fleet(settings, devices=devices)
-    compile_s = fleet.compile()
-    counts = dict.fromkeys(_Counts._fields, 0)
-    curve: list[Point] = []
-    begun = perf_counter()
-    while fleet.round < settings.rounds:
-        point, more = fleet.advance(min(settings.every, settings.rounds - fleet.round))
-        curve.append(point)
-        counts = {name: count + more[name] for name, count in counts.items()}
-        if progress is not None:
-            progress(point)
-    wall_s = perf_counter() - begun
-    end, measured = fleet.measure()
-    return FleetReport(
-        task=settings.task,
-        seed=settings.seed,
-        nodes=settings.nodes,
-        rounds=settings.rounds,
-        devices=fleet.devices,
-        node_updates=counts["trained"],
-        exchanges=counts["finished"],
-        halves=counts["halves"],
-        refused=counts["refused"],
-        wall_s=wall_s,
-        compile_s=compile_s,
-        accuracy=FleetAccuracy(end.mean, end.worst, fleet.central() if central else nan),
-        measured=measured,
-        consensus=end.consensus,
-        curve=curve,
-    )
 
 
 def _total(tree: Any) -> Any:

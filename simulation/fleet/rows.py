@@ -10,9 +10,13 @@ def take(array: jax.Array, rows: jax.Array) -> jax.Array:
     return taken
 
 
-def turned(count: int, by: int | jax.Array) -> jax.Array:
-    """The order of things on a ring that was turned; jnp.roll joins two slices, which costs a pass."""
-    return (jnp.arange(count, dtype=jnp.int32) + by) % count
+def turned(count: int, by: int | jax.Array, *, among: int | jax.Array) -> jax.Array:
+    """The order of `count` things of which the first `among` lie on a ring that was turned, and the others stay.
+
+    jnp.roll joins two slices, which costs a pass.
+    """
+    place = jnp.arange(count, dtype=jnp.int32)
+    return jnp.where(place < among, (place + by) % jnp.maximum(among, 1), place)
 
 
 def write(array: jax.Array, rows: jax.Array, start: jax.Array | int) -> jax.Array:

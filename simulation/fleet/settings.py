@@ -4,14 +4,13 @@
 """
 
 from math import ceil
-from statistics import fmean
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
 from gossip.config import ExchangeConfig
 from simulation.fleet.waiting import waiting
-from simulation.network import Probability
+from simulation.network import RETRANSMIT_S, Probability
 from simulation.scenario import Scenario
 
 Attack: TypeAlias = Literal["flip", "scale", "noise", "nan", "labels", "alie", "ipm", "shift"]
@@ -33,7 +32,8 @@ class Pace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     answers: tuple[Rounds, ...] = (0.0,)  # from an offer to the answer: equally likely ones
     patience: Rounds = 1.0  # how long one waits for an answer that does not come
     start: Rounds = 0.0  # nodes begin at random moments of the first so many
-    # A newcomer begins alone when it has asked so many newcomers.
+    leg: Rounds = 0.0  # a frame is on its way for so long
+    # A newcomer begins alone when it has asked so many newcomers, or all that it knows.
     newcomers: Annotated[int, Meta(ge=0, le=100)] = 5
 
 
@@ -130,10 +130,7 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
     round_s = config.learning.round_interval_s
     count = rounds or max(1, round(scenario.duration_s / round_s))
     wait = waiting(network, config.exchange, work_s=2 * compute.exchange_s)
-    # At first a node knows as many as could answer within a round, one by one: on a slow network it has soon asked
-    # all of them. A guess.
-    known = round_s / max(fmean(wait.answers_s), 1e-3 * round_s)
-    newcomers = ceil(min(NEWCOMERS_ASKED, config.exchange.join_patience_s / round_s, max(1.0, known)))
+    newcomers = ceil(min(NEWCOMERS_ASKED, config.exchange.join_patience_s / round_s))
     return FleetSettings(
         nodes=scenario.nodes,
         rounds=count,
@@ -158,6 +155,7 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
             answers=tuple(answer_s / round_s for answer_s in wait.answers_s),
             patience=wait.patience_s / round_s,
             start=scenario.start_s / round_s,
+            leg=(network.delay_s_mean + network.loss * RETRANSMIT_S) / round_s,
             newcomers=newcomers,
         ),
         every=max(1, count // 20),

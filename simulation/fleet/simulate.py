@@ -1,0 +1,59 @@
+"""A fleet from its beginning to its report."""
+
+from collections.abc import Callable, Sequence
+from math import nan
+from time import perf_counter
+
+import jax
+
+from simulation.fleet.program import COUNTS, Fleet
+from simulation.fleet.settings import FleetAccuracy, FleetReport, FleetSettings, Point
+
+
+def simulate(
+    settings: FleetSettings,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    central: bool = True,
+    progress: Callable[[Point], None] | None = None,
+) -> FleetReport:
+    """Run a fleet to its end and measure.
+
+    Args:
+        devices: See Fleet.
+        central: Whether to train the central reference, too.
+        progress: Called after each measurement on the way.
+
+    Raises:
+        LocalError, UserError: see Fleet.
+    """
+    fleet = Fleet(settings, devices=devices)
+    compile_s = fleet.compile()
+    counts = dict.fromkeys(COUNTS, 0)
+    curve: list[Point] = []
+    begun = perf_counter()
+    while fleet.round < settings.rounds:
+        point, more = fleet.advance(min(settings.every, settings.rounds - fleet.round))
+        curve.append(point)
+        counts = {name: count + more[name] for name, count in counts.items()}
+        if progress is not None:
+            progress(point)
+    wall_s = perf_counter() - begun
+    end, measured = fleet.measure()
+    return FleetReport(
+        task=settings.task,
+        seed=settings.seed,
+        nodes=settings.nodes,
+        rounds=settings.rounds,
+        devices=fleet.devices,
+        node_updates=counts["trained"],
+        exchanges=counts["finished"],
+        halves=counts["halves"],
+        refused=counts["refused"],
+        wall_s=wall_s,
+        compile_s=compile_s,
+        accuracy=FleetAccuracy(end.mean, end.worst, fleet.central() if central else nan),
+        measured=measured,
+        consensus=end.consensus,
+        curve=curve,
+    )
