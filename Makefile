@@ -13,7 +13,7 @@ ARGS   ?=
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help run setup test slow swarm catch attacks check format bench lock clean
+.PHONY: help run setup test slow swarm catch attacks check format bench gossipy lock clean
 
 help:
 	@echo 'make run      set up, then five daemons on this machine learn together (p2pnode demo)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make catch    plants faults, lets the swarm search them, writes docs/catch-table.md'
 	@echo 'make attacks  what liars do to a fleet; writes the table of docs/simulation.md'
 	@echo 'make bench    benchmark table, and build/bench.json'
+	@echo 'make gossipy  installs gossipy and PyTorch into build/, so that make bench measures it on this machine, too'
 	@echo 'make lock     resolve the dependencies anew (needs uv)'
 	@echo 'make clean    remove $(VENV), build/ and caches'
 
@@ -63,6 +64,12 @@ format: setup
 
 bench: setup
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+# The reference of the simulators. Its package does not name all that it imports; torch is a big download.
+gossipy:
+	@$(PYTHON) -m venv build/gossipy
+	@build/gossipy/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@build/gossipy/bin/python -m pip install -qq --disable-pip-version-check gossipy-dfl==0.0.1 scipy pyparsing
 
 setup: $(VENV)/.stamp
 

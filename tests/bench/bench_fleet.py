@@ -1,7 +1,7 @@
 """The fleet: node-updates a second, against gossipy's and against a bare JAX loop of the same arithmetic.
 
-A node-update is one local training job of one node together with the exchange that it initiates. gossipy's figures
-(500 nodes, digits, logistic regression and an MLP 64-32-10) were recorded on another machine. The bare loop is what one
+A node-update is one local training job of one node together with the exchange that it initiates. gossipy's figures are
+for 500 nodes, digits, logistic regression and an MLP 64-32-10. The bare loop is what one
 would write by hand for this one experiment, as JAX likes it best: parameters as a tree, the rows of every node as one
 array, no choice of codec, gate or faults, nothing counted. It trains, keeps the read-out, and averages every node with
 two random others, as the fleet does; both are measured in turns.
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.bench.figures import Figure, medians, times
+from tests.bench.reference import beside
 
-# reference: gossipy at commit ea85ab1, torch 2.13 on the processor, 500 nodes.
-GOSSIPY_UPDATES = {"logistic": 721.0, "mlp": 568.0}
+MODELS = ("logistic", "mlp")
 # gossipy's MLP; the logistic regression has no hidden layer.
 HIDDEN = 32
 NODES = 500
@@ -76,12 +76,12 @@ def bare(model: str, nodes: int, rounds: int) -> Callable[[], object]:
 
 def five_hundred() -> list[Figure]:
     figures = []
-    for model, gossipy in GOSSIPY_UPDATES.items():
+    for model in MODELS:
         ours_s, bare_s = medians(fleet(model, NODES, ROUNDS), bare(model, NODES, ROUNDS))
         updates = NODES * ROUNDS / ours_s
         name = f"fleet: node-updates, {NODES} nodes, {model}"
         figures += [
-            Figure(name=name, value=updates, unit="1/s", reference=gossipy, against="gossipy", recorded=True),
+            *beside(name, updates, model),
             Figure(
                 name=name,
                 value=updates,
