@@ -7,22 +7,20 @@ number of jobs nor on what ran beside it. Whoever starts the processes is the on
 import itertools
 import os
 import re
-import signal
 import tempfile
-import threading
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from decimal import Decimal
-from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from msgspec import Struct
 
 from simulation.experiments.results import run_key
 from simulation.experiments.run_command import POINTS, replay_command
+from simulation.processes import processes as started
 from simulation.scenario import describe, load
 
 # a:b:step of numbers, half open.
@@ -202,28 +200,19 @@ def make_all(jobs: Sequence[Job], *, processes: int) -> Generator[Made, None, No
     """
     waiting: dict[Future[Made], Job] = {}
     left = iter(jobs)
-    # Spawned: forking a process in which JAX has threads may hang.
     with (
         tempfile.TemporaryDirectory(prefix="p2psim-") as compiled,
         _environment({_COMPILED: os.environ.get(_COMPILED, compiled), **ONE_THREAD, **_KEEP_COMPILED}),
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare_process) as pool,
+        started(processes, prepare=_prepare_process) as pool,
     ):
-        try:
-            while True:
-                for job in itertools.islice(left, processes + 1 - len(waiting)):
-                    waiting[pool.submit(make, job)] = job
-                if not waiting:
-                    return
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield _outcome(waiting.pop(future), future)
-        finally:
-            # Also when we are interrupted: nobody waits for runs that nobody will read.
-            if waiting:
-                for future in waiting:
-                    future.cancel()
-                for process in active_children():
-                    process.terminate()
+        while True:
+            for job in itertools.islice(left, processes + 1 - len(waiting)):
+                waiting[pool.submit(make, job)] = job
+            if not waiting:
+                return
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield _outcome(waiting.pop(future), future)
 
 
 def _outcome(job: Job, future: Future[Made]) -> Made:
@@ -239,18 +228,9 @@ def _outcome(job: Job, future: Future[Made]) -> Made:
 
 
 def _prepare_process() -> None:
-    """The terminal sends Ctrl-C to all of us; one decides. When that one is gone, however it went, nobody goes on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Once, before the first run."""
     # JAX reads an entry that a neighbour is just writing, compiles for itself, and warns; nothing is lost.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None, "this is a process for runs"
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

@@ -235,3 +235,24 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2, arguments
         assert part in result.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_while_processes_begin_shows_no_traceback(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", FOREGROUND, "sweep", "smoke-20", *SET),
+            *("--out", str(tmp_path / "r.jsonl"), "--seeds", "0:8", "--jobs", "2"),
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not running(process.pid):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # Python has hardly begun in them, nothing is imported yet
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("p2psim: interrupted; ")
+    assert running(process.pid) == []
