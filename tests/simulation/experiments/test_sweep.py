@@ -140,8 +140,8 @@ def test_figures_are_the_same_however_many_processes_and_in_a_single_run(tmp_pat
     assert one.read_bytes().startswith(lines[0] + lines[1])
 
 
-def running(group: int) -> list[str]:
-    """Processes for runs of a process group that were not ended."""
+def running(group: int) -> list[Path]:
+    """Folders in /proc of the processes for runs of a process group that were not ended."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -150,8 +150,15 @@ def running(group: int) -> list[str]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         if of == str(group) and state != "Z" and "spawn_main" in command:
-            found.append(command)
+            found.append(entry)
     return found
+
+
+def deaf(process: Path) -> bool:
+    """Whether a process blocks or ignores Ctrl-C."""
+    lines = (process / "status").read_text().splitlines()
+    masks = {name: int(mask, 16) for name, _, mask in (one.partition(":") for one in lines) if "Sig" in name}
+    return bool((masks["SigBlk"] | masks["SigIgn"]) >> (signal.SIGINT - 1) & 1)
 
 
 def test_no_process_goes_on_when_the_one_that_decides_is_killed(tmp_path: Path) -> None:
@@ -237,22 +244,26 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
         assert part in result.stderr.splitlines()[-1]
 
 
-def test_ctrl_c_while_processes_begin_shows_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["sweep"])
+def test_ctrl_c_while_processes_begin_shows_no_traceback(command: str, tmp_path: Path) -> None:
+    arguments = {
+        "sweep": ["sweep", "smoke-20", *SET, "--out", str(tmp_path / "r.jsonl")],
+        "swarm": ["swarm", "--nodes", "4"],
+    }
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", FOREGROUND, "sweep", "smoke-20", *SET),
-            *("--out", str(tmp_path / "r.jsonl"), "--seeds", "0:8", "--jobs", "2"),
-        ],
+        [sys.executable, "-c", FOREGROUND, *arguments[command], "--seeds", "0:8", "--jobs", "2"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
     )
-    while not running(process.pid):
+    while not (found := running(process.pid)):
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # Python has hardly begun in them, nothing is imported yet
+    assert deaf(found[0])  # from its first moment: nothing is imported yet
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("p2psim: interrupted; ")
+    assert stderr.splitlines()[-1].startswith("p2psim: interrupted")
     assert running(process.pid) == []
