@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo(f"p2pnode: {error}", err=True)
         return error.code
     except click.ClickException as error:
-        error.show()
+        from p2pnode.usage import usage_line
+
+        click.echo(usage_line(error, "p2pnode"), err=True)
         return ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED

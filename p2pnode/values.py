@@ -5,9 +5,11 @@ range and perhaps a list of words, all of which stand beside the field, as `Anno
 here, so that a range is written down once.
 """
 
+import difflib
 import math
 import types
 import typing
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -87,7 +89,7 @@ def expected(hint: Any, value: Any, *, finite: bool = True) -> str:
         return ""
     if finite and wanted.kind is float and isinstance(value, float) and not math.isfinite(value):
         return "a finite number" + _limits(wanted)
-    return _words(wanted)
+    return words(wanted)
 
 
 def described(value: Any) -> str:
@@ -96,6 +98,12 @@ def described(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"{kind} of {value.bit_length()} bits"  # Python refuses to write very large ones
     return f"{kind} ({' '.join(ascii(value)[: _SHOWN + 1].split())[:_SHOWN]})"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing where no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _fits(wanted: Rule, value: Any, *, finite: bool) -> bool:
@@ -116,7 +124,8 @@ def _fits(wanted: Rule, value: Any, *, finite: bool) -> bool:
     return bool((wanted.least < value if wanted.above else wanted.least <= value) and value <= wanted.largest)
 
 
-def _words(wanted: Rule) -> str:
+def words(wanted: Rule) -> str:
+    """What a field takes, as part of a sentence that begins with "expected"."""
     if wanted.choices:
         return "one of " + ", ".join(wanted.choices)
     return _NAMES.get(wanted.kind, "a table") + _limits(wanted)

@@ -5,7 +5,6 @@ fields (`Meta`), in the scenario's own sections and in the settings of the nodes
 """
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from p2pnode.values import described, expected
+from p2pnode.values import nearest as nearest
 
 # A key that somebody mistyped is shown, but not a whole page of it.
 _SHOWN = 60
@@ -65,12 +65,6 @@ def wrong(source: str, where: str, want: str, value: Any, names: Iterable[str] =
     """The mistake of a value that does not fit."""
     hint = nearest(value, names) if isinstance(value, str) else ""
     return ScenarioError(f"{source}: {where}: expected {want}, found {described(value)}{hint}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean ...?`, or nothing where no name is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def shortened(text: str) -> str:

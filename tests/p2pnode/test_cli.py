@@ -229,9 +229,16 @@ def test_what_is_no_address_is_refused_before_anybody_is_asked(home: Path) -> No
 
 
 def test_a_wrong_word_is_refused_with_the_nearest_right_one() -> None:
-    answer = p2pnode("stauts")
-    assert answer.returncode == ExitCode.USAGE
-    assert "status" in answer.stderr
+    assert "did you mean status; `p2pnode --help` tells more" in refused(ExitCode.USAGE, "stauts")
+
+
+def test_a_wrong_command_line_is_one_sentence() -> None:
+    for words, part in [
+        (["demo", "--nodes", "1"], "--nodes: expected a whole number between 2 and 16, found 1; "),
+        (["join"], "expected HOST:PORT..., found nothing; `p2pnode join --help` tells more"),
+        (["run", "--recrd", "x"], "expected an option that exists, found --recrd; did you mean --record"),
+    ]:
+        assert part in refused(ExitCode.USAGE, *words)
 
 
 def test_without_a_daemon_reading_commands_say_how_to_start_one(home: Path) -> None:
