@@ -22,19 +22,41 @@ from simulation.scenario import Scenario, ScenarioError, describe, load
 
 if TYPE_CHECKING:
     from simulation.experiments.curves import Recorder
+    from simulation.experiments.results import Result
     from simulation.experiments.run import Report
     from simulation.experiments.watching import Watching
     from simulation.world import World
 
 # Points of a curve, where nobody says how far apart.
 POINTS = 20
+# How a failure begins, here and in results files.
+VIOLATION = "a checker saw what must never happen"
 # More points than a plot can show, and each costs a test of up to 64 nodes.
 POINTS_MAX = 100_000
 
 
-def replay_command(scenario: str, seed: int, changes: tuple[str, ...]) -> str:
-    """The command that repeats a run."""
-    return shlex.join(["p2psim", "run", scenario, "--seed", str(seed), *(f"--set={one}" for one in changes)])
+def replay_command(
+    scenario: str,
+    seed: int,
+    changes: tuple[str, ...],
+    *,
+    every_s: float | None = None,
+    curve: bool = True,
+    check: bool = True,
+) -> str:
+    """The command that repeats a run: the same events, figures and curve.
+
+    Args:
+        every_s: Between points of the curve, where somebody said so.
+        curve: Whether there is one.
+        check: Whether the checkers watch; the report says how often they did.
+    """
+    words = ["p2psim", "run", scenario, "--seed", str(seed), *(f"--set={one}" for one in changes)]
+    if every_s is not None and curve:
+        words.append(f"--every={every_s!r}".removesuffix(".0"))
+    words += [] if curve else ["--no-curve"]
+    words += [] if check else ["--no-checks"]
+    return shlex.join(words)
 
 
 def load_or_exit(name: str, changes: tuple[str, ...]) -> Scenario:
@@ -114,7 +136,7 @@ def run_(
             err=True,
         )
         sys.exit(2)
-    replay = replay_command(scenario, seed, changes)
+    replay = replay_command(scenario, seed, changes, every_s=every, curve=not no_curve, check=not no_checks)
     click.echo(f"seed {seed}; repeat with: {replay}", err=as_json)
     click.echo(f"options {msgspec.json.encode(describe(loaded)).decode()}", err=as_json)
     from simulation.experiments.outputs import files_of
@@ -125,8 +147,18 @@ def run_(
     if watch and not every_s:
         click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
         sys.exit(2)
-    report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch)
-    saved = _save(loaded, report, replay, out=out, csv_file=csv_file, page_file=page_file)
+    from simulation.checkers import ViolationError
+    from simulation.experiments.results import result
+
+    try:
+        report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch)
+    except ViolationError as error:
+        failed = f"{VIOLATION}: {error}"
+        click.echo(f"p2psim: {failed}", err=True)
+        _save(result(describe(loaded), seed, replay, failed=failed), out=out, csv_file=csv_file)
+        sys.exit(1)
+    one = result(describe(loaded), seed, replay, report=report)
+    saved = _save(one, out=out, csv_file=csv_file, page_file=page_file)
     click.echo(msgspec.json.encode(report).decode() if as_json else told(report))
     if not saved:
         sys.exit(2)
@@ -135,9 +167,12 @@ def run_(
 
 
 def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: float, watch: bool) -> "Report":
-    """Runs with progress on standard error; ends the command with a sentence where there is no report."""
+    """Runs with progress on standard error; ends the command with a sentence where there can be no run.
+
+    Raises:
+        ViolationError: a checker saw what must never happen.
+    """
     from p2pnode.errors import UserError
-    from simulation.checkers import ViolationError
     from simulation.experiments.run import run
 
     begun = perf_counter()
@@ -169,9 +204,6 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
                 measure_every_s=every_s,
                 glance=glance,
             )
-    except ViolationError as error:
-        click.echo(f"p2psim: a checker saw what must never happen: {error}", err=True)
-        sys.exit(1)
     except UserError as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)
@@ -208,23 +240,16 @@ def _check_files(inputs: list[Path], outputs: dict[str, Path | None]) -> None:
 
 
 def _save(
-    loaded: Scenario,
-    report: "Report",
-    replay: str,
-    *,
-    out: Path | None,
-    csv_file: Path | None,
-    page_file: Path | None,
+    one: "Result", *, out: Path | None = None, csv_file: Path | None = None, page_file: Path | None = None
 ) -> bool:
     """Writes the files that were asked for; False where one could not be written, which is told.
 
-    A partial run is nobody's result: it goes to no results file.
+    A partial run is nobody's result: it goes to no results file. One that failed does, as in a sweep.
     """
-    from simulation.experiments.results import ResultsError, appending, result, write_csv
+    from simulation.experiments.results import ResultsError, appending, write_csv
 
-    one = result(describe(loaded), report.seed, replay, report=report)
     try:
-        if out is not None and report.partial:
+        if out is not None and one.report.get("partial"):
             click.echo(f"p2psim: a partial run is not added to {out}", err=True)
         elif out is not None:
             with appending(out, wait=True) as file:

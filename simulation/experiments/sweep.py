@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Struct
 
 from simulation.experiments.results import run_key
-from simulation.experiments.run_command import POINTS, replay_command
+from simulation.experiments.run_command import POINTS, VIOLATION, replay_command
 from simulation.processes import processes as started
 from simulation.scenario import describe, load
 
@@ -58,7 +58,7 @@ class Job(Struct, frozen=True):
     curve: bool = True
 
     def command(self) -> str:
-        return replay_command(self.scenario, self.seed, self.changes)
+        return replay_command(self.scenario, self.seed, self.changes, curve=self.curve)
 
 
 class Made(Struct, frozen=True):
@@ -181,7 +181,7 @@ def make(job: Job) -> Made:
             measure_every_s=loaded.duration_s / POINTS if job.curve else 0.0,
         )
     except ViolationError as error:
-        return Made(job, key, failed=f"a checker saw what must never happen: {error}")
+        return Made(job, key, failed=f"{VIOLATION}: {error}")
     finally:
         # Of every run its own functions are compiled: thousands of them would fill the memory.
         jax.clear_caches()  # type: ignore[no-untyped-call]  # of the library

@@ -104,6 +104,8 @@ def fleet(
         words = _words(settings)
     if devices * processes > 1:
         words += ["--devices", str(devices * processes)]
+    if no_central:
+        words.append("--no-central")
     click.echo(f"seed {settings.seed}; repeat with: {shlex.join(words)}", err=True)
 
     from gossip.errors import LocalError

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 
 from simulation.cli import main
 from simulation.experiments.results import read
+from simulation.experiments.run_command import replay_command
 from simulation.scenario import shipped
+from simulation.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where tests run in the background, Ctrl-C is ignored, and that is inherited.
@@ -216,3 +219,55 @@ def test_results_are_appended_and_tabled(tmp_path: Path) -> None:
     unwritable = CliRunner().invoke(main, [*SMALL, "--out", str(tmp_path / "no" / "r.jsonl")])
     assert unwritable.exit_code == 2
     assert "cannot be written" in unwritable.stderr.splitlines()[-1]
+
+
+def test_a_run_that_ends_in_a_violation_is_a_line_of_the_results_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The sequence numbers on the disk go back: what was signed before is signed again.
+    first = (1).to_bytes(8, "big")
+    monkeypatch.setattr(World, "_persist", lambda self, host, order: host.disk.update(sequence=first))
+    out, table, page = tmp_path / "r.jsonl", tmp_path / "r.csv", tmp_path / "r.html"
+    arguments = [
+        "run",
+        "smoke-20",
+        "--seed",
+        "7",
+        "--set",
+        "task.args.model=logistic",
+        "--set",
+        "faults.crash=0.5",
+    ]
+    result = CliRunner().invoke(
+        main, [*arguments, "--json", "--out", str(out), "--csv", str(table), "--report", str(page)]
+    )
+    assert result.exit_code == 1
+    assert "a checker saw what must never happen: " in result.stderr
+    (saved,) = read(out)
+    assert saved.failed in result.stderr
+    assert (saved.seed, saved.report) == (7, {})
+    assert saved.command.startswith("p2psim run smoke-20 --seed 7 --set=task.args.model=logistic")
+    assert saved.failed.endswith(f"replay with: {saved.command}")
+    assert len(table.read_text().splitlines()) == 2
+    assert not page.exists()
+
+
+def test_the_command_that_repeats_a_run_has_all_that_changes_its_result(tmp_path: Path) -> None:
+    first, again = tmp_path / "1.html", tmp_path / "2.html"
+    more = ["--every", "0.75", "--no-checks", "--set", "about=a 'b' & c"]
+    result = CliRunner().invoke(main, [*SMALL, *more, "--report", str(first)])
+    assert result.exit_code == 0, result.stderr
+    command = result.stdout.splitlines()[0].partition("repeat with: ")[2]
+    assert escape(command) in first.read_text()
+    words = shlex.split(command)
+    assert words[0] == "p2psim"
+    assert {"--every=0.75", "--no-checks"} <= set(words)
+    repeated = CliRunner().invoke(main, [*words[1:], "--report", str(again)])
+    assert repeated.exit_code == 0, repeated.stderr
+
+    def timeless(page: Path) -> list[str]:
+        return [line for line in page.read_text().splitlines() if "wall_s" not in line]
+
+    assert timeless(first) == timeless(again)
+    assert replay_command("a", 1, (), curve=False) == "p2psim run a --seed 1 --no-curve"
+    assert replay_command("a", 1, (), every_s=2.0) == "p2psim run a --seed 1 --every=2"
