@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     metavar="FILE.jsonl",
     help="One line for each run; runs that it has already are not made again.",
 )
+@click.option(
+    "--nodes", type=click.IntRange(min=2), help="How many nodes, instead of what the scenario says."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="The same for all runs.")
 @click.option(
     "--csv",
@@ -53,6 +56,7 @@ def sweep(
     seeds: range,
     jobs: int | None,
     out: Path,
+    nodes: int | None,
     overrides: tuple[str, ...],
     csv_file: Path | None,
     no_curve: bool,
@@ -67,7 +71,8 @@ def sweep(
 
     processes = jobs or os.cpu_count() or 1
     try:
-        wanted = jobs_of(scenario, overrides, vary, seeds, curve=not no_curve)
+        changes = (*overrides, *_nodes(nodes, vary=vary, overrides=overrides))
+        wanted = jobs_of(scenario, changes, vary, seeds, curve=not no_curve)
         results = _sweep(wanted, processes, out, csv_file)
         if csv_file is not None:
             write_csv(csv_file, results)
@@ -80,6 +85,21 @@ def sweep(
     click.echo(table(results, [text.partition("=")[0] for text in vary]))
     if any(one.failed for one in results):
         sys.exit(1)
+
+
+def _nodes(nodes: int | None, *, vary: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """--nodes as a change, unless another option speaks of the same key."""
+    from simulation.experiments.sweep import SweepError
+
+    if nodes is None:
+        return []
+    for option, texts in (("--vary", vary), ("--set", overrides)):
+        for text in texts:
+            if text.partition("=")[0].strip() == "nodes":
+                raise SweepError(
+                    f"--nodes {nodes}: {option} {text} says how many, too; leave one of the two out"
+                )
+    return [f"nodes={nodes}"]
 
 
 def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | None) -> list["Result"]:
