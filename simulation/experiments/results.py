@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from p2pnode import __version__
+from simulation.experiments.sources import program
 
 # Raised when a field changes its meaning.
 FORMAT = 1
@@ -40,7 +41,8 @@ class Result(Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     version: str
-    key: str  # of the scenario, version and seed: two lines with the same key are the same run
+    program: str = ""  # which sources made it (simulation/experiments/sources.py); empty: nobody knows
+    key: str  # of the scenario, version and seed: of two lines with the same key the later counts
     scenario: dict[str, Any]
     seed: int
     command: str  # repeats the run
@@ -61,6 +63,7 @@ def result(
     tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(report)) if report is not None else {}
     return Result(
         version=__version__,
+        program=program(),
         key=run_key(scenario, seed),
         scenario=dict(scenario),
         seed=seed,

@@ -106,6 +106,7 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | 
     """Makes what is missing in the file; returns the results of all jobs, in their order."""
     from simulation.experiments.outputs import check_outputs, files_of
     from simulation.experiments.results import appending, read, result, run_key
+    from simulation.experiments.sources import program
     from simulation.experiments.sweep import SweepError, described, make_all
 
     trees: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -119,11 +120,21 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | 
         if file.dropped_bytes:
             click.echo(f"p2psim: {out}: dropped a torn last line of {file.dropped_bytes} bytes", err=True)
         there = {one.key: one for one in read(out, curves=False)}
-        missing = [job for job in wanted if keys[job] not in there or there[keys[job]].failed]
+        others = {key for key, one in there.items() if one.program != program() and not one.failed}
+        missing = [
+            job for job in wanted if keys[job] not in there or there[keys[job]].failed or keys[job] in others
+        ]
         click.echo(
             f"{len(wanted)} runs, {len(wanted) - len(missing)} of them in {out} already, {processes} jobs",
             err=True,
         )
+        again = len(others & set(keys.values()))
+        if again:
+            one_run, many = (
+                "run was made by another program and is",
+                "runs were made by another program and are",
+            )
+            click.echo(f"p2psim: {again} {one_run if again == 1 else many} made again", err=True)
         failed = 0
         with (
             _progress(len(missing), processes) as progress,

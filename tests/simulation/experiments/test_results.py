@@ -19,6 +19,7 @@ from simulation.experiments.results import (
     run_key,
     write_csv,
 )
+from simulation.experiments.sources import digest, program
 
 
 def one(seed: int, **report: Any) -> Result:
@@ -150,3 +151,25 @@ def test_a_table_has_dotted_names_and_nothing_that_a_spreadsheet_runs(tmp_path: 
 def test_a_tree_is_flattened_by_dots() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
     assert csv_row(one(1, partial=False))["report.partial"] is False
+
+
+def test_a_program_is_another_once_one_of_its_sources_was_edited_or_renamed(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    source = tmp_path / "a" / "b" / "c.py"
+    source.write_text("x = 1")
+    (tmp_path / "a" / "notes.txt").write_text("not a source")
+    before = digest([tmp_path])
+    (tmp_path / "a" / "notes.txt").write_text("still none")
+    assert digest([tmp_path]) == before
+    source.write_text("x = 2")
+    edited = digest([tmp_path])
+    source.rename(tmp_path / "a" / "c.py")
+    assert len({before, edited, digest([tmp_path]), program()}) == 4
+    assert len(program()) == 16
+
+
+def test_a_line_of_a_program_that_did_not_say_so_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    line = msgspec.json.encode(result({"a": 1}, 1, "p2psim run x"))
+    out.write_bytes(line.replace(f'"program":"{program()}",'.encode(), b"") + b"\n")
+    assert [one.program for one in read(out)] == [""]

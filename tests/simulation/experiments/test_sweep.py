@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from simulation.cli import main
 from simulation.experiments.results import read
 from simulation.experiments.run import run
+from simulation.experiments.sources import program
 from simulation.experiments.sweep import SweepError, jobs_of, values_of
 from simulation.scenario import ScenarioError, load
 
@@ -129,15 +130,18 @@ def test_figures_are_the_same_however_many_processes_and_in_a_single_run(tmp_pat
     assert len(Path(f"{two}.csv").read_text().splitlines()) == 5
     assert "4 of 4 runs, 0 failed" in done.stderr
 
-    # Going on: a whole line is kept, a torn one is dropped and its run made again.
+    # Going on: a whole line is kept, a torn one is dropped and its run made again, and so is that of another program.
     lines = one.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(f'"program":"{program()}"'.encode(), b'"program":"0123456789abcdef"')
     one.write_bytes(lines[0] + lines[1] + lines[2][:100])
     again = sweep(one, "--vary", "network.loss=0,0.2", "--seeds", "0:2", "--jobs", "1")
     assert again.returncode == 0
     assert "dropped a torn last line of 100 bytes" in again.stderr
-    assert "4 runs, 2 of them" in again.stderr
+    assert "4 runs, 1 of them" in again.stderr
+    assert "p2psim: 1 run was made by another program and is made again\n" in again.stderr
     assert again.stdout == done.stdout
     assert one.read_bytes().startswith(lines[0] + lines[1])
+    assert [r.program for r in read(one)] == [program()] * 4
 
 
 def running(group: int) -> list[Path]:
