@@ -175,11 +175,31 @@ def parse(tree: Mapping[str, Any], source: str) -> Scenario:
         if preset == "trace" and network.get("trace", "") == "":
             raise wrong(source, "network.trace", "the path of a CSV file for the preset trace", "")
         tree = {**tree, "network": {**msgspec.structs.asdict(PRESETS[preset]), **network}}
+    _check_misplaced(tree, source)
     check_tree(tree, Scenario, source)
     _check_plain(tree.get("task", {}).get("args", {}), source, "task.args")
     scenario: Scenario = convert(tree, Scenario, source)
     check_sense(scenario, source)
     return scenario
+
+
+def _check_misplaced(tree: Mapping[str, Any], source: str) -> None:
+    """An argument of the task that stands beside [task.args] instead of in it, as `alpha` does soonest."""
+    task = tree.get("task", {})
+    name = task.get("name", TaskSettings().name) if isinstance(task, dict) else None
+    for branch, kind, where in ((tree, Scenario, ""), (task, TaskSettings, "task.")):
+        if not isinstance(branch, Mapping) or not isinstance(name, str):
+            return
+        for key in branch:
+            if key not in (names := kind.__struct_fields__) and key in _arguments(name):
+                raise unknown(source, f"{where}{shortened(key)}", key, names, [f"task.args.{key}"])
+
+
+def _arguments(task: str) -> list[str]:
+    """Of the factory of a built-in task; empty for others, whose code is not run for the sake of a hint."""
+    from p2pnode.tasks import BUILT_IN, task_factory
+
+    return list(inspect.signature(task_factory(task)).parameters) if task in BUILT_IN else []
 
 
 def check_task(scenario: Scenario, source: str) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from gossip.errors import LocalError
 from gossip.learning.task import Split
+from p2pnode.values import nearest
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int32]
@@ -22,6 +23,9 @@ IntArray: TypeAlias = npt.NDArray[np.int32]
 _BATCHES_AHEAD = 64
 # Test rows in one batch. 4,096 rows of 1,000 features are 16 MB.
 _TEST_ROWS_MAX = 4096
+
+
+MODELS = ("mlp", "logistic")
 
 
 class Rows(Struct, frozen=True):
@@ -35,6 +39,12 @@ class Rows(Struct, frozen=True):
 
     def __len__(self) -> int:
         return len(self.y)
+
+
+def check_model(model: str) -> None:
+    """Raises LocalError where there is no model of this name."""
+    if model not in MODELS:
+        raise LocalError(f"expected model to be {' or '.join(MODELS)}, got {model!r}{nearest(model, MODELS)}")
 
 
 class Classifier:

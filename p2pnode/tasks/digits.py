@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gossip.errors import LocalError
-from p2pnode.tasks.classifier import Classifier, Rows
+from p2pnode.tasks.classifier import Classifier, Rows, check_model
 from p2pnode.tasks.partition import Part, divided
 
 CLASSES = 10
@@ -73,8 +73,7 @@ def make(
     """
     if not 0 <= part < parts:
         raise LocalError(f"expected part to be from 0 to parts - 1, got part={part} of parts={parts}")
-    if model not in ("mlp", "logistic"):
-        raise LocalError(f"expected model to be mlp or logistic, got {model!r}")
+    check_model(model)
     train, test = _rows()
     division = {
         "partition": partition,

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossip.errors import LocalError
+from p2pnode.values import nearest
 
 Labels: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = npt.NDArray[np.int64]
@@ -195,7 +196,9 @@ def divide(kind: str, labels: Labels, n: int, *, seed: int, **more: Any) -> list
         "file": (from_file, ("rows_file", "numbers")),
     }
     if kind not in uses:
-        raise LocalError(f"expected a partition of kind {', '.join(KINDS)}, got {kind!r}")
+        raise LocalError(
+            f"expected a partition of kind {', '.join(KINDS)}, got {kind!r}{nearest(kind, KINDS)}"
+        )
     partitioner, own = uses[kind]
     for name in more:
         if name not in (*own, "rows_min"):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from gossip.errors import LocalError
-from p2pnode.tasks.classifier import Classifier, Rows
+from p2pnode.tasks.classifier import Classifier, Rows, check_model
 from p2pnode.tasks.partition import divided
 
 Numbers: TypeAlias = float | Sequence[float]
@@ -77,8 +77,7 @@ def make(
     """
     if not 0 <= part < parts:
         raise LocalError(f"expected part to be from 0 to parts - 1, got part={part} of parts={parts}")
-    if model not in ("mlp", "logistic"):
-        raise LocalError(f"expected model to be mlp or logistic, got {model!r}")
+    check_model(model)
     if scale not in ("standard", "none"):
         raise LocalError(f"expected scale to be standard or none, got {scale!r}")
     if scale == "none" and (mean is not None or deviation is not None):
