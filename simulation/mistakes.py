@@ -23,7 +23,9 @@ class ScenarioError(Exception):
     """The scenario cannot be used; the message is one sentence for the person who wrote it."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(" ".join(sentence.split()))
+        # Of paths that a file names, and of what operating systems say about them, anything may be part.
+        shown = (one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(sentence.split()))
+        super().__init__("".join(shown))
 
 
 def check_tree(tree: Mapping[str, Any], kind: type, source: str, path: str = "") -> None:

@@ -11,14 +11,24 @@ begins again. Two more columns, `from` and `to`, make it a trace for each pair o
 
 import csv
 from bisect import bisect_right
-from math import isfinite
 
 from msgspec import Struct
 
 from simulation.mistakes import ScenarioError
+from simulation.network import SECONDS_MAX
 
 # A day of one-second steps between ten regions is 8.6 million lines; that is a job for a smaller file.
 FILE_BYTES_MAX = 2**26
+
+# An hour: the messages of a lost connection wait for seconds, and the slowest link that anybody measured for minutes
+# (a spacecraft's). More is milliseconds taken for seconds.
+DELAY_S_MAX = 3600.0
+# What a column takes, and how that is said.
+_LIMITS = {
+    "time_s": (SECONDS_MAX, f"between 0 and {SECONDS_MAX:.0f} (seconds)"),
+    "delay_s": (DELAY_S_MAX, f"between 0 and {DELAY_S_MAX:.0f} (seconds)"),
+    "loss": (1.0, "between 0 and 1"),
+}
 
 Pair = tuple[str, str]
 
@@ -76,14 +86,13 @@ def _add(found: dict[Pair, Steps], line: dict[str, str], where: str) -> None:
         raise ScenarioError(f"{where}: expected as many cells as the first line has")
     pair = (line.get("from", "").strip(), line.get("to", "").strip())
     numbers = {}
-    for name in ("time_s", "delay_s", "loss"):
+    for name, (largest, limits) in _LIMITS.items():
         try:
             numbers[name] = float(line[name])
         except ValueError:
             numbers[name] = -1.0
-        if not (isfinite(numbers[name]) and numbers[name] >= 0) or (name == "loss" and numbers[name] > 1):
-            limit = "a number between 0 and 1" if name == "loss" else "a number at least 0"
-            raise ScenarioError(f"{where}: {name}: expected {limit}, found {line[name][:60]!r}")
+        if not 0 <= numbers[name] <= largest:  # nor NaN
+            raise ScenarioError(f"{where}: {name}: expected a number {limits}, found {line[name][:60]!r}")
     steps = found.setdefault(pair, Steps([], [], []))
     date = numbers["time_s"]
     if date <= steps.starts[-1] if steps.starts else date != 0:

@@ -137,6 +137,8 @@ def test_unknown_and_unreadable_scenarios_are_answered_in_a_sentence(tmp_path: P
         load("smoke-20", ["nodes"])
     with pytest.raises(ScenarioError, match="is a value"):
         load("smoke-20", ["nodes.x=1"])
+    with pytest.raises(ScenarioError, match=r"network\.trace: a\\x1bb: cannot be read"):
+        parse({"network": {"trace": "a\x1bb"}}, "x.toml")
 
 
 @pytest.mark.parametrize(

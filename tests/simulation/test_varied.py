@@ -200,7 +200,16 @@ def test_a_trace_of_pairs_of_regions_goes_by_their_names(tmp_path: Path) -> None
         ("time_s,delay_s,loss\n0,0.1\n", "line 2: expected as many cells"),
         ("time_s,delay_s,loss\n0,0.1,0,0\n", "line 2: expected as many cells"),
         ("time_s,delay_s,loss\n5,0.1,0\n", "line 2: time_s: expected 0 in the first line, found 5"),
-        ("time_s,delay_s,loss\n0,x,0\n", "line 2: delay_s: expected a number at least 0, found 'x'"),
+        (
+            "time_s,delay_s,loss\n0,x,0\n",
+            r"line 2: delay_s: expected a number between 0 and 3600 \(seconds\), found 'x'",
+        ),
+        ("time_s,delay_s,loss\n0,1e308,0\n", r"trace\.csv: line 2: delay_s: expected .*, found '1e308'"),
+        ("time_s,delay_s,loss\n0,3601,0\n", "line 2: delay_s"),
+        (
+            "time_s,delay_s,loss\n0,3600,0\n1e10,0,0\n",
+            "line 3: time_s: expected a number between 0 and 1000000000",
+        ),
         ("time_s,delay_s,loss\n0,inf,0\n", "line 2: delay_s"),
         ("time_s,delay_s,loss\n0,0.1,1.5\n", "line 2: loss: expected a number between 0 and 1, found '1.5'"),
         ("time_s,delay_s,loss\n0,0.1,nan\n", "line 2: loss"),
