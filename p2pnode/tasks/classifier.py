@@ -25,6 +25,9 @@ _BATCHES_AHEAD = 64
 _TEST_ROWS_MAX = 4096
 
 
+# A batch may have so many rows even where the data set has fewer, because machines with small files share one setting
+# with machines that have large ones, and repeating a few rows up to here costs milliseconds.
+BATCH_FREE = 1024
 MODELS = ("mlp", "logistic")
 
 
@@ -45,6 +48,19 @@ def check_model(model: str) -> None:
     """Raises LocalError where there is no model of this name."""
     if model not in MODELS:
         raise LocalError(f"expected model to be {' or '.join(MODELS)}, got {model!r}{nearest(model, MODELS)}")
+
+
+def check_batch(batch: int, rows: int) -> None:
+    """Raises LocalError where a batch is larger than the training rows of the whole data set.
+
+    It would hold each of them several times: the same step as with all of them once, only slower, and at 100,000 rows
+    so slow that nothing seems to happen.
+    """
+    largest = max(rows, BATCH_FREE)
+    if batch > largest:
+        raise LocalError(
+            f"expected batch to be at most {largest}, there are {rows} training rows; got {batch}"
+        )
 
 
 class Classifier:

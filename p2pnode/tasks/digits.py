@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gossip.errors import LocalError
-from p2pnode.tasks.classifier import Classifier, Rows, check_model
+from p2pnode.tasks.classifier import Classifier, Rows, check_batch, check_model
 from p2pnode.tasks.partition import Part, divided
 
 CLASSES = 10
@@ -64,7 +64,7 @@ def make(
         seed: Of the division; the same on all nodes.
         model: mlp (64-64-10 unless `hidden` says otherwise) or logistic.
         hidden: Width of the mlp's hidden layer.
-        batch: Rows in a training batch.
+        batch: Rows in a training batch; at most 1437, all there are.
         lr: Learning rate of SGD.
         cooling_steps: The rate falls to zero over so many steps; 0: it stays.
 
@@ -74,6 +74,7 @@ def make(
     if not 0 <= part < parts:
         raise LocalError(f"expected part to be from 0 to parts - 1, got part={part} of parts={parts}")
     check_model(model)
+    check_batch(batch, TRAIN_ROWS)
     train, test = _rows()
     division = {
         "partition": partition,

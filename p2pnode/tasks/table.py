@@ -21,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from gossip.errors import LocalError
-from p2pnode.tasks.classifier import Classifier, Rows, check_model
+from p2pnode.tasks.classifier import Classifier, Rows, check_batch, check_model
 from p2pnode.tasks.partition import divided
 
 Numbers: TypeAlias = float | Sequence[float]
@@ -69,7 +69,7 @@ def make(
         rows_file: As there; rows count from 0 in the order of the file, without its header.
         model: mlp (one hidden layer) or logistic.
         hidden: Width of that layer.
-        batch: Rows in a training batch.
+        batch: Rows in a training batch; at most the file's training rows, or 1,024 where it has fewer.
         lr: Learning rate of SGD.
 
     Raises:
@@ -101,6 +101,7 @@ def make(
     train, test = order[tested:], order[:tested]
     if not len(train):
         raise LocalError(f"{path} has {len(y)} rows: too few to train on and to test on")
+    check_batch(batch, len(train))
     x, scaling = table.x, scale
     if scale == "standard" and mean is not None and deviation is not None:
         middle, width = _vector("mean", mean, x.shape[1]), _vector("deviation", deviation, x.shape[1])

@@ -159,6 +159,7 @@ def test_unknown_and_unreadable_scenarios_are_answered_in_a_sentence(tmp_path: P
         ("alpha=0.3", ["alpha: expected one of name, ", "did you mean task.args.alpha?"]),
         ("task.alpha=0.3", ["task.alpha: expected one of name, args; did you mean task.args.alpha?"]),
         ("beta=0.3", ["beta: expected one of name, "]),
+        ("task.args.batch=100000", ["batch to be at most 1437, there are 1437 training rows; got 100000"]),
         ("task.args.part=3", ["task.args.part: expected nothing, because each node is given its own part"]),
         ("task.args.parts=0", ["task.args: expected part to be from 0 to parts - 1"]),
         ("nodes=2\nduration_s=4", ["nodes: expected a whole number", "found text"]),

@@ -62,6 +62,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("digits", {"parts": 2000}, "1437 rows cannot be divided into 2000 parts"),
         ("digits", {"model": "cnn"}, "expected model to be mlp or logistic"),
         ("digits", {"batch": 0}, "expected batch >= 1"),
+        (
+            "digits",
+            {"batch": 1438},
+            "expected batch to be at most 1437, there are 1437 training rows; got 1438",
+        ),
         ("table", {"path": "absent.csv"}, "No such file"),
         ("table", {}, "path"),
     ],
@@ -219,6 +224,7 @@ def test_what_peers_must_agree_on_is_in_the_version(tmp_path: Path) -> None:
         ("1,a\n2,b\n3,a\n", {"mean": 1, "deviation": 0}, "above zero"),
         ("1,a\n2,b\n3,a\n", {"scale": "minmax"}, "standard or none"),
         ("1,a\n2,b\n3,a\n", {"test_share": 1.0}, "between 0 and 1"),
+        ("1,a\n2,b\n3,a\n", {"batch": 1025}, "batch to be at most 1024, there are 2 training rows; got 1025"),
     ],
 )
 def test_a_file_that_cannot_be_understood_is_said_in_one_sentence(
