@@ -540,6 +540,7 @@ def test_the_promised_fields_and_a_line_that_repeats_the_run() -> None:
     assert found["node_updates"] == 64 * 30
     repeat = result.stderr.splitlines()[0].partition("p2psim ")[2].split()
     again = CliRunner().invoke(main, [*repeat, "--no-central"])
+    assert again.stderr.splitlines()[0].endswith(" --no-central")
     # People get a table, of the same figures.
     assert f"mean {found['accuracy']['mean']:.1%}, worst {found['accuracy']['worst']:.1%}" in again.stdout
     assert f"{found['consensus']:.4g}" in again.stdout
