@@ -35,9 +35,9 @@ class Processes:
 
     def end(self) -> None:
         """Ends what still runs: nobody waits for runs that nobody will read."""
+        # Not cancelled as well: a pool whose processes are gone gives up all that waits, and trips over what is
+        # cancelled already (Python 3.11).
         if self._waiting:
-            for future in list(self._waiting):
-                future.cancel()
             for process in active_children():
                 process.terminate()
 

@@ -1,12 +1,9 @@
 """`p2psim swarm` and `p2psim shrink`: many seeds on all cores, and the smallest failing version of one of them."""
 
-import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +11,8 @@ import click
 import msgspec
 from msgspec import Struct
 
+from simulation.interrupt import INTERRUPTED
+from simulation.processes import processes
 from simulation.seeds_option import SeedRange
 from simulation.swarm.draw import KINDS, NODES_MAX, NODES_MIN, PACES
 
@@ -37,18 +36,6 @@ class SwarmTotals(Struct, kw_only=True):
     unseen: list[str] = []  # kinds of faults that no seed met
 
 
-def _die_with_parent() -> None:
-    """In a worker: without it, workers of a command that was killed wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None, "a worker has a parent"
-
-    def wait_for_end() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
-
-
 def run_many(
     settings: Iterator[Any], *, jobs: int, told: Callable[[Any, Any, BaseException | None], bool]
 ) -> None:
@@ -58,9 +45,7 @@ def run_many(
     """
     from simulation.swarm.run import run_seed
 
-    # Spawned: forking a process that has threads may hang.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_die_with_parent) as pool:
+    with processes(jobs) as pool:
         waiting: dict[Future[Any], Any] = {}
         go_on = True
         while True:
@@ -175,7 +160,14 @@ def swarm(
             return False
         return minutes is None or perf_counter() - begun < 60.0 * minutes
 
-    run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)
+    try:
+        run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)
+    except KeyboardInterrupt:
+        click.echo(
+            f"p2psim: interrupted after {totals.seeds} of {len(seeds)} seeds, {len(totals.failed)} failed",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
     totals.wall_s = perf_counter() - begun
     totals.faults = dict(sorted(totals.faults.items()))
     totals.refused = dict(sorted(totals.refused.items()))

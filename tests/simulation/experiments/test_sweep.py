@@ -251,7 +251,7 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
         assert part in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["sweep"])
+@pytest.mark.parametrize("command", ["sweep", "swarm"])
 def test_ctrl_c_while_processes_begin_shows_no_traceback(command: str, tmp_path: Path) -> None:
     arguments = {
         "sweep": ["sweep", "smoke-20", *SET, "--out", str(tmp_path / "r.jsonl")],
