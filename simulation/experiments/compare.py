@@ -50,6 +50,11 @@ class Side(Struct, frozen=True):
     def seeds(self) -> list[int]:
         return sorted(one.seed for one in self.results)
 
+    @property
+    def programs(self) -> list[str]:
+        """Which made the runs; one, unless somebody edited it between two of them."""
+        return list(dict.fromkeys(one.program or "unknown" for one in self.results))
+
 
 class Row(Struct, frozen=True):
     """One figure of both sides."""
@@ -146,7 +151,12 @@ def compare(a: Side, b: Side) -> list[Row]:
 
 def settings_that_differ(a: Side, b: Side) -> dict[str, list[Any]]:
     """Key -> the values of both sides; None where a side has no such key."""
-    return _differing([one.results[0].scenario | {"version": one.results[0].version} for one in (a, b)])
+    return _differing(
+        [
+            one.results[0].scenario | {"version": one.results[0].version, "program": ", ".join(one.programs)}
+            for one in (a, b)
+        ]
+    )
 
 
 def _row(figure: Figure, a: Mapping[int, float], b: Mapping[int, float]) -> Row:

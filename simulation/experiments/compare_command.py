@@ -40,6 +40,13 @@ def compare_(a: str, b: str, seeds: range | None, jobs: int | None, as_json: boo
         sides = [_side(selection(text), seeds, jobs or os.cpu_count() or 1) for text in (a, b)]
         rows = compare(*sides)
         differ = settings_that_differ(*sides)
+        for one in sides:
+            if len(one.programs) > 1:
+                click.echo(
+                    f"p2psim: {one.text}: its runs were made by {len(one.programs)} programs; the same sweep "
+                    "again makes those of older ones anew",
+                    err=True,
+                )
     except (CompareError, ResultsError, ScenarioError, SweepError) as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)

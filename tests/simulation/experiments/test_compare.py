@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from simulation.cli import main
 from simulation.experiments.compare import CompareError, compare, from_file, selection, side
 from simulation.experiments.intervals import difference, interval
 from simulation.experiments.results import Result, ResultsError, appending, result
+from simulation.experiments.sources import program
 
 
 def one(seed: int, mean: float, **scenario: Any) -> Result:
@@ -131,6 +133,19 @@ def test_runs_are_chosen_by_key_and_value(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ResultsError, match="cannot be read"):
         from_file(selection("nowhere.jsonl"), None)
+
+
+def test_sides_made_by_several_programs_say_so(tmp_path: Path) -> None:
+    old = [msgspec.structs.replace(one(seed, 0.5), program="0123456789abcdef") for seed in (0, 1)]
+    new = [one(seed, 0.5) for seed in (2, 3)]
+    mixed, plain = saved(tmp_path / "m.jsonl", [*old, *new]), saved(tmp_path / "n.jsonl", new)
+    told = CliRunner().invoke(main, ["compare", str(mixed), str(plain)])
+    assert told.exit_code == 0
+    assert told.stderr.startswith(f"p2psim: {mixed}: its runs were made by 2 programs; the same sweep again")
+    assert f"   program: 0123456789abcdef, {program()} | {program()}\n" in told.stdout
+    same = CliRunner().invoke(main, ["compare", str(plain), str(plain)])
+    assert same.stderr == ""
+    assert "no setting differs" in same.stdout
 
 
 def test_one_seed_is_refused_and_failed_runs_do_not_count() -> None:
