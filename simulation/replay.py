@@ -63,7 +63,7 @@ class Replayed(Struct, frozen=True):
     events: int  # replayed alike
     duration_s: float
     difference: str  # empty: none
-    end: str  # why the trace ends
+    end: str  # why the trace ends; empty: there is a difference, and nothing was read after it
 
 
 class _DiffersError(Exception):
@@ -131,7 +131,7 @@ def replay(path: Path, *, told: Callable[[str], None], every_event: bool = False
             node = _node(begin, recorded)
             recorded.finish()
         except (_DiffersError, *_FAULTS) as error:
-            difference = f"the core cannot be made as it was: {_said(error)}"
+            difference = f"the core DIFFERS: it cannot be made as it was: {_said(error)}"
         told(
             f"{0.0:>12.6f}  {node.id.hex()[:16] if node else '?'} begins, {begin.program}, Python {begin.python}"
         )
@@ -154,7 +154,7 @@ def replay(path: Path, *, told: Callable[[str], None], every_event: bool = False
                     events += 1
                     break
                 difference = (
-                    f"event {events + 1} of the trace, {now - begin.now:.6f} s after its beginning "
+                    f"event {events + 1} DIFFERS, {now - begin.now:.6f} s after the beginning "
                     f"({_event(event)}): {_said(error)}"
                 )
                 break
@@ -168,7 +168,7 @@ def replay(path: Path, *, told: Callable[[str], None], every_event: bool = False
         events=events,
         duration_s=now - begin.now,
         difference=difference,
-        end=end,
+        end="" if difference else end,
     )
 
 

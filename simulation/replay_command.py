@@ -31,9 +31,10 @@ def replay_(trace: Path, events: bool, as_json: bool) -> None:
         sys.exit(2)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
+    elif found.difference:
+        then = ", then " if found.events else ": "
+        click.echo(f"replayed  {found.events} events alike{then}{found.difference}")
     else:
         click.echo(f"replayed  {found.events} events over {found.duration_s:.3f} s, all alike")
         click.echo(f"end       {found.end}")
-        if found.difference:
-            click.echo(f"DIFFERS   {found.difference}")
     sys.exit(1 if found.difference else 0)

@@ -122,11 +122,15 @@ def test_a_trace_that_was_cut_anywhere_replays_up_to_there(trace: Path) -> None:
 def test_other_code_is_pointed_at(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "BOOTSTRAP_S", 3.0)
     found = replayed(trace)
-    assert found.difference.startswith("event ")
-    assert found.events < 41
+    assert found.difference.startswith(f"event {found.events + 1} DIFFERS, ")
+    assert 0 < found.events < 41
+    assert found.end == "", "what was not read has no end to tell of"
     result = CliRunner().invoke(main, ["replay", str(trace), "--events"])
     assert result.exit_code == 1
-    assert "DIFFERS" in result.output
+    last = result.output.splitlines()[-1]
+    assert last == f"replayed  {found.events} events alike, then {found.difference}"
+    assert "all alike" not in result.output
+    assert "as after a kill" not in result.output
 
 
 def test_orders_that_are_missing_new_or_others_are_told_apart(
