@@ -30,6 +30,10 @@ FORMAT = 1
 LINE_BYTES_MAX = 64 * 2**20
 # How every line begins. A file that begins otherwise is somebody else's: nothing is cut off or added there.
 _BEGIN = b'{"format":'
+# How a torn line of ours begins where it is all that a file has: another program's JSON may begin as above.
+_BEGIN_TORN = f'{{"format":{FORMAT},"version":"'.encode()
+# How a table of ours begins (`csv_row`); another file is not replaced by one.
+CSV_BEGIN = "seed,version,failed,command,"
 
 
 class ResultsError(Exception):
@@ -75,7 +79,13 @@ def result(
 
 
 def run_key(scenario: Mapping[str, Any], seed: int) -> str:
-    """What tells a run from others: the scenario to its last key, the files it names, the seed, the version."""
+    """What tells a run from others: the scenario to its last key, the files it names, the seed, the version.
+
+    But for the name of the network's preset: its values are there, and decide.
+    """
+    network = scenario.get("network")
+    if isinstance(network, Mapping):
+        scenario = {**scenario, "network": {key: network[key] for key in network if key != "preset"}}
     files = {key: _content(value) for key, value in flat(scenario).items() if isinstance(value, str)}
     named = {key: digest for key, digest in files.items() if digest}
     encoded = msgspec.json.encode([FORMAT, __version__, dict(scenario), named, seed], order="sorted")
@@ -154,7 +164,8 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[Result]:
         number += 1
         if len(line) > LINE_BYTES_MAX:
             raise ResultsError(f"{path}: line {number}: is longer than {LINE_BYTES_MAX} bytes")
-        if not line.endswith(b"\n") and _BEGIN.startswith(line[: len(_BEGIN)]):
+        begin = _BEGIN_TORN if number == 1 else _BEGIN
+        if not line.endswith(b"\n") and begin.startswith(line[: len(begin)]):
             raise ResultsError(
                 f"{path}: line {number}: is torn, a run was interrupted while it was written; "
                 f"`p2psim sweep` with the same --out drops it and makes the run again"
@@ -224,8 +235,12 @@ def _check_ours(path: Path, file: IO[bytes]) -> None:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return
     file.seek(0)
-    begin = file.read(len(_BEGIN))
-    if not _BEGIN.startswith(begin):
+    begin = file.read(len(_BEGIN_TORN))
+    ours = _BEGIN.startswith(begin[: len(_BEGIN)])
+    if ours and not _BEGIN_TORN.startswith(begin):  # of another format, or torn, or neither
+        file.seek(0)
+        ours = file.readline(LINE_BYTES_MAX).endswith(b"\n")
+    if not ours:
         raise ResultsError(f"{path}: expected a results file of p2psim, or none; found another file")
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from simulation.cli import main
 from simulation.experiments.outputs import check_outputs, write_whole
-from simulation.experiments.results import ResultsError, appending
+from simulation.experiments.results import ResultsError, appending, read
 
 SCENARIO = 'nodes = 3\nduration_s = 2.0\n[task]\nargs = { model = "logistic" }\n'
 
@@ -64,13 +64,24 @@ def test_a_missing_folder_is_told_before_the_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"nodes = 3\n", b"\x00\x01 no end of a line", b'{"other": 1}\n{"torn'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nodes = 3\n",
+        b"\x00\x01 no end of a line",
+        b'{"other": 1}\n{"torn',
+        b'{"format":1,"points":[1,2]}',
+        b'{"format":garbage',
+    ],
+)
 def test_results_are_not_added_to_somebody_elses_file(tmp_path: Path, content: bytes) -> None:
     other = tmp_path / "model.safetensors"
     other.write_bytes(content)
     with pytest.raises(ResultsError, match="found another file"), appending(other):
         pass
     assert other.read_bytes() == content
+    with pytest.raises(ResultsError, match="line 1: is no result of p2psim"):
+        read(other)
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"fo', b'{"format":1,"version"'])

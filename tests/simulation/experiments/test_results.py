@@ -53,6 +53,12 @@ def test_a_key_tells_scenarios_and_seeds_apart_and_not_the_order_of_names() -> N
     assert len(keys) == 3
 
 
+def test_a_key_goes_by_the_values_of_a_preset_and_not_by_its_name() -> None:
+    plain = run_key({"network": {"loss": 0.1}}, 1)
+    assert run_key({"network": {"preset": "lan", "loss": 0.1}}, 1) == plain
+    assert run_key({"network": {"preset": "lan", "loss": 0.2}}, 1) != plain
+
+
 def test_a_file_that_a_scenario_names_is_part_of_its_key(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("0,1")
@@ -82,7 +88,7 @@ def test_a_torn_last_line_is_dropped_by_who_appends_and_refused_by_who_reads(
 
 def test_a_file_of_one_torn_line_becomes_empty(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"format":1,'.ljust(200_000, b"x"))
+    path.write_bytes(b'{"format":1,"version":"'.ljust(200_000, b"x"))
     with appending(path) as file:
         assert file.dropped_bytes == 200_000
     assert path.read_bytes() == b""
