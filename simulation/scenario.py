@@ -148,7 +148,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Scenario:
         raise ScenarioError(f"{source}: expected a TOML file, found: {error}") from error
     tree.setdefault("name", stem)
     for override in overrides:
-        _set(tree, override)
+        set_key(tree, override)
     scenario = parse(tree, source)
     if overrides or source == name:  # tests make those that ship
         check_task(scenario, source)
@@ -170,7 +170,7 @@ def parse(tree: Mapping[str, Any], source: str) -> Scenario:
         for (
             key
         ) in network:  # before the defaults of the preset are put in, which has a name of its own to offer
-            if key not in (names := ("preset", *LinkSettings.__struct_fields__)):
+            if key not in (names := LinkSettings.__struct_fields__):
                 raise unknown(source, f"network.{shortened(key)}", key, names)
         if preset == "trace" and network.get("trace", "") == "":
             raise wrong(source, "network.trace", "the path of a CSV file for the preset trace", "")
@@ -308,7 +308,12 @@ def _check_plain(value: Any, source: str, where: str) -> None:
         raise wrong(source, where, "a whole number of 64 bits", value)
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def set_key(tree: dict[str, Any], override: str) -> None:
+    """Carries out one `key=value`, as of `load`, on a tree as TOML gives it.
+
+    Raises:
+        ScenarioError: it is none, or it would make a section of a value.
+    """
     shown = f"--set {shortened(override)}"
     key, equals, text = override.partition("=")
     key = key.strip()

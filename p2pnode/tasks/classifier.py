@@ -96,11 +96,16 @@ class Classifier:
     ) -> None:
         if not len(train) or not len(test):
             raise LocalError(f"expected rows to train on and to test on, got {len(train)} and {len(test)}")
-        if batch < 1 or hidden < 0 or cooling_steps < 0 or not 0 < rate < float("inf"):
-            raise LocalError(
-                "expected batch >= 1, hidden >= 0, cooling_steps >= 0 and a positive rate, got "
-                f"{batch}, {hidden}, {cooling_steps} and {rate}"
-            )
+        for key, least, number in (
+            ("batch", 1, batch),
+            ("hidden", 0, hidden),
+            ("cooling_steps", 0, cooling_steps),
+        ):
+            if number < least:
+                raise LocalError(f"expected {key} to be at least {least}, got {number}")
+        # Factories call it lr. Written so that NaN fails.
+        if not 0 < rate < float("inf"):
+            raise LocalError(f"expected lr to be a finite number above 0, got {rate}")
         self.name = name
         self.version = version
         self.train = train

@@ -61,7 +61,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("digits", {"part": 5, "parts": 5}, "expected part to be from 0 to parts - 1, got part=5 of parts=5"),
         ("digits", {"parts": 2000}, "1437 rows cannot be divided into 2000 parts"),
         ("digits", {"model": "cnn"}, "expected model to be mlp or logistic"),
-        ("digits", {"batch": 0}, "expected batch >= 1"),
+        ("digits", {"batch": 0}, "expected batch to be at least 1, got 0"),
+        ("digits", {"hidden": -1}, "expected hidden to be at least 0, got -1"),
+        ("digits", {"lr": float("inf")}, "expected lr to be a finite number above 0, got inf"),
         (
             "digits",
             {"batch": 1438},
