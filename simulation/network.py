@@ -36,6 +36,8 @@ LINKS_REMEMBERED = 512
 class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one way of every link is like. Times in seconds, probabilities per frame."""
 
+    # The one of `PRESETS` that the others come from where nobody changed them: a name, to choose runs by.
+    preset: Literal["ideal", "lan", "wan", "mobile", "trace"] = "ideal"
     # One-way delay: minimum, plus a random part so that the mean is the mean.
     delay_s_mean: Seconds = 0.0
     delay_s_min: Seconds = 0.0
@@ -72,12 +74,13 @@ class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 PRESETS: dict[str, LinkSettings] = {
     "ideal": LinkSettings(),
     # One switch: half a millisecond, a gigabit.
-    "lan": LinkSettings(delay_s_mean=0.0005, delay_s_min=0.0001, bandwidth_bytes_s=125e6),
+    "lan": LinkSettings(preset="lan", delay_s_mean=0.0005, delay_s_min=0.0001, bandwidth_bytes_s=125e6),
     # Homes and data centres of two continents: 160 ms there and back on average, 20 Mbit/s up.
-    "wan": LinkSettings(delay_s_mean=0.08, delay_s_min=0.02, bandwidth_bytes_s=2.5e6),
+    "wan": LinkSettings(preset="wan", delay_s_mean=0.08, delay_s_min=0.02, bandwidth_bytes_s=2.5e6),
     # Telephones on 4G: 120 ms there and back, a long tail, 8 Mbit/s up and 24 down, now and then two seconds of nothing
     # while the cell changes. A guess, in the middle of what speed tests of the 2020s report.
     "mobile": LinkSettings(
+        preset="mobile",
         delay_s_mean=0.06,
         delay_s_min=0.025,
         jitter_sigma=0.9,
@@ -88,7 +91,7 @@ PRESETS: dict[str, LinkSettings] = {
         asymmetry=0.3,
     ),
     # Nothing but what a trace file says.
-    "trace": LinkSettings(jitter="none"),
+    "trace": LinkSettings(preset="trace", jitter="none"),
 }
 
 
