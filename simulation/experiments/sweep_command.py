@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simulation.interrupt import INTERRUPTED
+from simulation.progress import Progress, duration, progress
 from simulation.scenario import ScenarioError
 from simulation.seeds_option import SeedRange
 
@@ -137,35 +138,35 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | 
             click.echo(f"p2psim: {again} {one_run if again == 1 else many} made again", err=True)
         failed = 0
         with (
-            _progress(len(missing), processes) as progress,
+            progress(f"0 of {len(missing)} runs; the first are being compiled") as line,
             closing(make_all(missing, processes=processes)) as made,
         ):
+            left = _Left(len(missing), line)
             for one in made:
                 if one.key not in ("", keys[one.job]):
                     raise SweepError(f"{one.job.scenario} changed while its runs were made; start again")
-                line = result(
+                added = result(
                     trees[one.job.changes],
                     one.job.seed,
                     one.job.command(),
                     report=one.report,
                     failed=one.failed,
                 )
-                file.append(line)
-                line.report.pop("curve", None)  # it is in the file; here it would only fill the memory
-                there[line.key] = line
+                file.append(added)
+                added.report.pop("curve", None)  # it is in the file; here it would only fill the memory
+                there[added.key] = added
                 failed += bool(one.failed)
-                progress.told(one, failed)
+                left.told(one, failed)
     return [there[keys[job]] for job in wanted]
 
 
-class _Progress:
-    """What is done, and how long the rest may take: a line for each run, or one that is drawn anew."""
+class _Left:
+    """What is done, and how long the rest may take."""
 
-    def __init__(self, total: int, processes: int, bar: Any) -> None:
+    def __init__(self, total: int, line: Progress) -> None:
         self._begun = perf_counter()
         self._total = total
-        self._processes = processes
-        self._bar = bar
+        self._line = line
         self._done = 0
 
     def told(self, one: "Made", failed: int) -> None:
@@ -174,31 +175,10 @@ class _Progress:
             click.echo(f"FAILED: {one.failed}\n  repeat with: {one.job.command()}", err=True)
         spent = perf_counter() - self._begun
         left = spent / self._done * (self._total - self._done)
-        text = (
-            f"{self._done} of {self._total} runs, {failed} failed, {_duration(spent)}, "
-            f"about {_duration(left)} left"
+        self._line.tell(
+            f"{self._done} of {self._total} runs, {failed} failed, {duration(spent)}, "
+            f"about {duration(left)} left"
         )
-        if self._bar is None:
-            click.echo(text, err=True)
-        else:
-            self._bar.update(text)
-
-
-@contextmanager
-def _progress(total: int, processes: int) -> Iterator[_Progress]:
-    if not total or not sys.stderr.isatty():
-        yield _Progress(total, processes, None)
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"0 of {total} runs; the first are being compiled") as bar:
-        yield _Progress(total, processes, bar)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def table(results: Sequence["Result"], varied: Sequence[str]) -> str:
