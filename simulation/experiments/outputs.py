@@ -1,13 +1,19 @@
 """The files that a command is about to write: asked about before a run that may take hours, and never at the cost of
-another file that the same command reads or writes.
+another file that the same command reads or writes, or that somebody else wrote.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simulation.experiments.results import ResultsError, flat
+from simulation.experiments.results import CSV_BEGIN, ResultsError, flat
+
+# How a page of ours begins, and how its title ends.
+PAGE_BEGIN = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+PAGE_TITLE_END = " – p2psim</title>"
+# So far into a file its marks are looked for: a title of 2,000 signs may be six times as long when it is escaped.
+_HEAD_BYTES = 65536
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) -> None:
@@ -18,7 +24,8 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) ->
         inputs: Files that the command reads.
 
     Raises:
-        ResultsError: one of them cannot be written, or is one of the others, or is read.
+        ResultsError: one of them cannot be written, is one of the others, is read, or holds what is not ours. Of --out
+            the last is asked by who appends.
     """
     taken = [("the command reads it", path) for path in inputs]
     for option, path in outputs.items():
@@ -29,6 +36,7 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path]) ->
                 raise ResultsError(f"{option} {path}: expected a file of its own, but {why}")
         taken.append((f"{option} names it, too", path))
         _check_writable(path)
+        _check_ours(option, path)
 
 
 def files_of(scenario: str, tree: Mapping[str, Any]) -> list[Path]:
@@ -66,6 +74,38 @@ def _check_writable(path: Path) -> None:
         beside.unlink()
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _check_ours(option: str, path: Path) -> None:
+    """Refuses to replace somebody's notes; an empty file is nobody's loss."""
+    ours = _OURS.get(option)
+    if ours is None or not path.is_file():
+        return
+    what, is_ours = ours
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+    if head and not is_ours(head):
+        raise ResultsError(
+            f"{option} {path}: expected {what} of p2psim to replace, or no file; found another file"
+        )
+
+
+def _is_table(head: str) -> bool:
+    return head.startswith(CSV_BEGIN)
+
+
+def _is_page(head: str) -> bool:
+    return head.startswith(PAGE_BEGIN) and PAGE_TITLE_END in head
+
+
+# Option -> what it writes, and whether a file that begins so is one.
+_OURS: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "--csv": ("a table", _is_table),
+    "--report": ("a page", _is_page),
+}
 
 
 def _beside(path: Path) -> Path:

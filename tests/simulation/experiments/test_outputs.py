@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 from simulation.cli import main
 from simulation.experiments.outputs import check_outputs, write_whole
-from simulation.experiments.results import ResultsError, appending, read
+from simulation.experiments.page import page
+from simulation.experiments.results import ResultsError, appending, read, result, write_csv
 
 SCENARIO = 'nodes = 3\nduration_s = 2.0\n[task]\nargs = { model = "logistic" }\n'
 
@@ -44,6 +45,50 @@ def test_a_page_does_not_replace_the_results_it_is_made_of(tmp_path: Path) -> No
     assert result.exit_code == 2
     assert "the command reads it" in result.stderr
     assert results.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(("option", "what"), [("--csv", "a table"), ("--report", "a page")])
+@pytest.mark.parametrize(
+    "mine", ["my notes\n", "a,b\n1,2\n", "<!DOCTYPE html>\n<title>My thesis</title>\n", "\0"]
+)
+def test_a_run_replaces_only_what_is_ours(tmp_path: Path, option: str, what: str, mine: str) -> None:
+    scenario, notes = tmp_path / "mine.toml", tmp_path / "notes.html"
+    scenario.write_text(SCENARIO)
+    notes.write_text(mine)
+    done = CliRunner().invoke(main, ["run", str(scenario), option, str(notes)])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines() == [
+        f"p2psim: {option} {notes}: expected {what} of p2psim to replace, or no file; found another file"
+    ]
+    assert notes.read_text() == mine
+
+
+def test_a_sweep_and_a_page_of_results_replace_only_what_is_ours(tmp_path: Path) -> None:
+    notes, results = tmp_path / "notes", tmp_path / "r.jsonl"
+    notes.write_text("mine")
+    with appending(results) as file:
+        file.append(result({"name": "x"}, 1, "p2psim run x", report={}))
+    sweep = ["sweep", "smoke-20", "--seeds", "0:1", "--out", str(tmp_path / "new.jsonl"), "--csv", str(notes)]
+    for arguments in (sweep, ["report", str(results), "--report", str(notes)]):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2
+        assert "found another file" in done.stderr
+    assert notes.read_text() == "mine"
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_our_own_tables_and_pages_are_known_and_replaced(tmp_path: Path) -> None:
+    one = result({"name": "<" * 3000}, 1, "p2psim run x", report={})
+    table, written, empty = tmp_path / "t.csv", tmp_path / "p.html", tmp_path / "empty"
+    write_csv(table, [one])
+    written.write_text(page(one), encoding="utf-8")
+    empty.write_text("")
+    check_outputs({"--csv": table, "--report": written}, [])
+    check_outputs({"--csv": empty}, [])
+    check_outputs({"--report": empty}, [])
+    for outputs in ({"--csv": written}, {"--report": table}):
+        with pytest.raises(ResultsError, match="found another file"):
+            check_outputs(dict(outputs), [])
 
 
 def test_two_outputs_need_two_files(tmp_path: Path) -> None:
