@@ -49,7 +49,8 @@ class Sine:
         }
 
     def loss(self, params: Any, batch: Any, key: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # Pure and jit-able. Returns what is minimised, and any number of metrics to show.
+        # Pure and jit-able. Returns what is minimised, and any number of metrics to show. One called "accuracy", in
+        # [0, 1], would be what p2psim plots and stops at; a regression has none, so it shows the loss.
         hidden = jnp.tanh(batch["x"] @ params["w1"] + params["b1"][None, :])  # (rows, HIDDEN)
         error = hidden @ params["w2"] + params["b2"][None, :] - batch["y"]  # (rows, 1)
         square = jnp.mean(error**2)

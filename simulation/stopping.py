@@ -5,7 +5,7 @@ same moment. Looking changes nothing in the world.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Annotated, Generic, TypeVar
 
@@ -44,6 +44,9 @@ class StopRule(Generic[Subject]):
         rng: Draws the samples.
         accuracies: Of some subjects, each in [0, 1].
         consensus: Their consensus distance.
+
+    Attributes:
+        found: What the last look saw, for people: all that was asked, or the first thing that did not hold.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class StopRule(Generic[Subject]):
         self._rng = rng
         self._accuracies = accuracies
         self._consensus = consensus
+        self.found = "nobody has looked yet"
 
     def next(self, now: float) -> float:
         """The date after `now` at which to look."""
@@ -73,16 +77,44 @@ class StopRule(Generic[Subject]):
             sample = [
                 subjects[index] for index in sorted(self._rng.sample(range(len(subjects)), settings.sample))
             ]
-        if now < settings.from_s or len(sample) < 2:
+        if now < settings.from_s:
             return False
-        if settings.consensus and self._consensus(sample) > settings.consensus:
+        if len(sample) < 2:
+            self.found = "fewer than two honest nodes were up"
             return False
-        if settings.accuracy_mean or settings.accuracy_worst:
-            found = self._accuracies(sample)
-            # None, of a task that measures no accuracy, never stop a run.
-            return (
-                bool(found)
-                and fmean(found) >= settings.accuracy_mean
-                and min(found) >= settings.accuracy_worst
-            )
+        met = []
+        for holds, sentence in self._judged(sample):
+            if not holds:
+                self.found = sentence
+                return False
+            met.append(sentence)
+        self.found = ", ".join(met)
         return True
+
+    def _judged(self, sample: Sequence[Subject]) -> Iterator[tuple[bool, str]]:
+        """Whether each thing that is asked holds, and that as a sentence; nothing is measured before it is wanted."""
+        settings = self._settings
+        if settings.consensus:
+            distance = self._consensus(sample)
+            holds = distance <= settings.consensus
+            shown = f"consensus {distance:.4g}"
+            yield (
+                holds,
+                f"{shown} is at most {settings.consensus:g}"
+                if holds
+                else f"{shown} > {settings.consensus:g}",
+            )
+        if not (settings.accuracy_mean or settings.accuracy_worst):
+            return
+        found = self._accuracies(sample)
+        if not found:
+            yield False, "no accuracy could be measured"
+            return
+        for name, value, least in (
+            ("mean", fmean(found), settings.accuracy_mean),
+            ("worst", min(found), settings.accuracy_worst),
+        ):
+            if least:
+                holds = value >= least
+                how = "has reached" if holds else "<"
+                yield holds, f"accuracy {name} {100 * value:.4g} % {how} {100 * least:g} %"

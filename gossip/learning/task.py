@@ -46,7 +46,10 @@ class Task(Protocol):
         ...
 
     def loss(self, params: Any, batch: Any, key: Any) -> tuple[Any, dict[str, Any]]:
-        """Return (scalar loss, {metric name: scalar}) for one batch, means over its rows. Pure, jit-able."""
+        """Return (scalar loss, {metric name: scalar}) for one batch, means over its rows. Pure, jit-able.
+
+        The metric `accuracy`, in [0, 1], is the one by which the simulator and the demo compare; others are shown.
+        """
         ...
 
     def batches(self, split: Split, seed: int) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ is pulled the same way again and again), and that everybody reaches everybody.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, sqrt
 from statistics import fmean
 from typing import Any
@@ -46,7 +46,7 @@ class Point(Struct, frozen=True):
 
     at_s: float
     up: int
-    measured: int  # nodes behind the next six
+    measured: int  # nodes behind the next five, and the losses
     mean: float | None  # accuracies, in [0, 1]
     quartiles: tuple[float, float, float] | None
     worst: float | None
@@ -58,6 +58,8 @@ class Point(Struct, frozen=True):
     messages: int
     bytes_sent: int
     faults: dict[str, int]
+    loss: float | None = None  # on the test rows: the mean
+    loss_worst: float | None = None
 
 
 class Incident(Struct, frozen=True):
@@ -179,7 +181,8 @@ class Recorder:
             for index in self.sample
             if index in up and isinstance(worker := up[index].worker, ObservedLearner)
         ]
-        found = accuracies(self._evaluate, [learner.look() for learner in learners])
+        metrics = self._evaluate([learner.look() for learner in learners]) if learners else []
+        found, losses = finite(metrics, "accuracy"), finite(metrics, "loss")
         models = [learner.weights() for learner in learners]
         distance = None
         if len(models) > 1:
@@ -201,6 +204,8 @@ class Recorder:
             messages=world.messages,
             bytes_sent=world.bytes_sent,
             faults=world.faults,
+            loss=fmean(losses) if losses else None,
+            loss_worst=max(losses) if len(losses) == len(metrics) > 0 else None,
         )
         self.points.append(point)
         return point
@@ -289,9 +294,12 @@ def accuracies(
     evaluate: Callable[[Sequence[FloatArray]], list[dict[str, float]]], readouts: Sequence[FloatArray]
 ) -> list[float]:
     """Of those that have one: tasks of others may measure something else."""
-    if not readouts:
-        return []
-    found = [metrics.get("accuracy") for metrics in evaluate(readouts)]
+    return finite(evaluate(readouts), "accuracy") if readouts else []
+
+
+def finite(metrics: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    """The values of one metric, of those that have a finite one."""
+    found = [entry.get(name) for entry in metrics]
     return [value for value in found if value is not None and isfinite(value)]
 
 

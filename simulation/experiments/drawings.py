@@ -93,7 +93,8 @@ def drawings(curve: Curve, *, central: float | None) -> list[Drawing]:
         central: Accuracy of one learner with all rows, in [0, 1].
     """
     check_library()
-    found = [_accuracy(curve, central), _consensus(curve), _bytes(curve), _timeline(curve), _contacts(curve)]
+    learned = _accuracy(curve, central) or _loss(curve)
+    found = [learned, _consensus(curve), _bytes(curve), _timeline(curve), _contacts(curve)]
     return [drawing for drawing in found if drawing is not None]
 
 
@@ -136,6 +137,36 @@ def _accuracy(curve: Curve, central: float | None) -> Drawing | None:
     if central is not None:
         text += f" One learner with all data in one place has {100 * central:.1f} %."
     return _drawing("accuracy", "Accuracy", text, draw)
+
+
+def _loss(curve: Curve) -> Drawing | None:
+    """In place of accuracy, for tasks that measure none."""
+    seen = [point for point in curve.points if point.loss is not None]
+    if not seen:
+        return None
+    worst = [point for point in seen if point.loss_worst is not None]
+
+    def draw(axes: "Axes") -> None:
+        _shade_cuts(axes, curve)
+        axes.plot(
+            [p.at_s for p in seen], [p.loss or 0.0 for p in seen], color=_BLUE, linewidth=1.8, label="mean"
+        )
+        axes.plot(
+            [p.at_s for p in worst],
+            [p.loss_worst or 0.0 for p in worst],
+            color=_RED,
+            linewidth=1.2,
+            linestyle="--",
+            label="worst node",
+        )
+        axes.set_ylabel("loss on the test rows")
+        _legend(axes)
+
+    last = seen[-1]
+    who = f"{last.measured} nodes" if last.measured == last.up else f"a sample of {last.measured} nodes"
+    text = f"After {last.at_s:g} virtual seconds the mean of {who} is {last.loss:.4g}"
+    text += f", the worst has {last.loss_worst:.4g}." if last.loss_worst is not None else "."
+    return _drawing("loss", "Test loss", text, draw)
 
 
 def _consensus(curve: Curve) -> Drawing | None:

@@ -181,6 +181,13 @@ def _tiles(report: Mapping[str, Any]) -> str:
         (number("bytes_sent", ",.1f", 1e6) + " MB", "sent"),
         (number("virtual_s", ",.6g") + " s", "virtual time"),
     ]
+    if isfinite(figure(report, "loss.mean")) and not isfinite(figure(report, "accuracy.mean")):
+        # A task that measures no accuracy.
+        tiles[:3] = [
+            (number("loss.mean", ".4g"), "test loss, mean"),
+            (number("loss.worst", ".4g"), "worst node"),
+            (number("loss.central", ".4g"), "all data in one place"),
+        ]
     if figure(report, "hostile") > 0:
         tiles.insert(5, (number("hostile", ".0f"), "of them hostile"))
     items = "\n".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for value, name in tiles)

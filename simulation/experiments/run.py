@@ -5,7 +5,7 @@ Whatever is in a `Report` except the wall-clock figures repeats with the seed.
 
 import gc
 from collections.abc import Callable, Container, Sequence
-from math import inf, nan
+from math import inf, isfinite, nan
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -15,9 +15,11 @@ from msgspec import Struct
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import RunInfo, Task, run_info
 from gossip.node import Node
+from p2pnode.errors import ExitCode, UserError
+from p2pnode.printable import printable
 from simulation.adversaries import Adversaries
 from simulation.checkers import consensus_distance
-from simulation.experiments.curves import Curve, ObservedLearner, Recorder, accuracies, sample_of
+from simulation.experiments.curves import Curve, ObservedLearner, Recorder, accuracies, finite, sample_of
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import signatures_of
@@ -36,6 +38,14 @@ class Accuracy(Struct, frozen=True):
     central: float  # one learner with all rows, as many rounds as a node had on average; nan if not measured
 
 
+class Loss(Struct, frozen=True):
+    """On the test rows, from the same read-outs; nan where nobody was measured, inf where one is not finite."""
+
+    mean: float
+    worst: float  # the largest
+    central: float  # of the learner that `Accuracy.central` is about
+
+
 class Stretch(Struct, frozen=True):
     """What happened in a part of a run, for speeds."""
 
@@ -51,6 +61,7 @@ class Report(Struct, frozen=True):
     scenario: str
     seed: int
     stopped: bool  # by the scenario's own rule, before its time was over
+    stop_rule: str  # what that rule saw last, for people; empty where nothing is asked
     partial: bool  # it was interrupted: all figures are those of the moment, and none is comparable
     nodes: int
     hostile: int  # of the nodes; what is learned and refused is told of the others
@@ -62,6 +73,7 @@ class Report(Struct, frozen=True):
     exchanges: int
     node_updates: int
     accuracy: Accuracy
+    loss: Loss
     consensus: float
     # The second half of the run: everybody is in, most connections are open; the speed to compare with systems that
     # have no network to enter.
@@ -137,6 +149,11 @@ class RealParts:
     def train(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]:
         return self.trainer.run(inputs)
 
+    def metrics(self) -> list[str]:
+        """Names of what the task measures on its test rows, besides its loss."""
+        found = self.trainer.evaluate([self.trainer.genesis])[0]
+        return sorted(name for name in found if name not in ("loss", "rows"))
+
     def warm_up(self) -> None:
         """Compiles what the run will call, so that the world's wall time is the world's."""
         steps = self._config.learning.local_steps
@@ -178,6 +195,7 @@ def run(
     every_s: float = 5.0,
     measure_every_s: float = 0.0,
     glance: Callable[[World, Recorder | None], bool] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Report:
     """Runs a scenario to its end and measures.
 
@@ -189,12 +207,16 @@ def run(
         measure_every_s: Virtual seconds from one point of the curve to the next; 0: no curve.
         glance: Called several times a second of wall time; returns whether to go on. What is reported of a run that
             did not go on is marked as partial.
+        say: Is told, before the run, what the report will lack.
 
     Raises:
+        UserError: the task cannot be made, or the stop rule asks for what it does not measure.
         ViolationError: a checker saw what must never happen.
     """
     seeds = Seeds(seed)
     parts = RealParts(scenario, seeds, remembers=sample_of(scenario, seeds) if measure_every_s else ())
+    _check_accuracy(scenario, parts.metrics(), say)
+    whole = _whole(scenario, say) if central else None
     parts.warm_up()
     recorder = None
     if measure_every_s:
@@ -212,9 +234,8 @@ def run(
     )
     if recorder is not None:
         recorder.begin(world)
-    drive = _Drive(
-        world, recorder, progress=progress, every_s=every_s, glance=glance, rule=_rule(scenario, seeds, parts)
-    )
+    rule = _rule(scenario, seeds, parts)
+    drive = _Drive(world, recorder, progress=progress, every_s=every_s, glance=glance, rule=rule)
     # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few
     # (lookups of the DHT that ended): between two stretches is soon enough, and only among the new objects.
     gc.collect()
@@ -228,11 +249,14 @@ def run(
     workers = [host.worker for host in world.honest()]
     learners = [worker for worker in workers if isinstance(worker, Learner)]
     assert len(learners) == len(workers), "these are the parts that we gave"
+    partial = drive.stopped and not drive.satisfied
+    accuracy, loss = _learned(scenario, parts, learners, whole=None if partial else whole)
     return Report(
         scenario=scenario.name,
         seed=seed,
         stopped=drive.satisfied,
-        partial=drive.stopped and not drive.satisfied,
+        stop_rule=_told(rule, world.now, satisfied=drive.satisfied) if rule is not None else "",
+        partial=partial,
         nodes=scenario.nodes,
         hostile=len(hostile.acts),
         signatures=scenario.compute.signatures,
@@ -242,9 +266,8 @@ def run(
         events=world.events,
         exchanges=world.exchanges,
         node_updates=world.node_updates,
-        accuracy=_accuracy(
-            scenario, seeds, parts, learners, central=central and not (drive.stopped and not drive.satisfied)
-        ),
+        accuracy=accuracy,
+        loss=loss,
         consensus=consensus_distance([learner.weights() for learner in learners]) if learners else nan,
         settled=settled,
         messages=world.messages,
@@ -346,30 +369,68 @@ def _rule(scenario: Scenario, seeds: Seeds, parts: RealParts) -> StopRule[Host] 
     )
 
 
-def _accuracy(
-    scenario: Scenario, seeds: Seeds, parts: RealParts, learners: Sequence[Learner], *, central: bool
-) -> Accuracy:
-    found = accuracies(parts.trainer.evaluate, [learner.readout() for learner in learners])
+def _told(rule: StopRule[Host], now: float, *, satisfied: bool) -> str:
+    return f"at {now!r} virtual s: {rule.found}" if satisfied else f"not met: {rule.found}"
+
+
+def _check_accuracy(scenario: Scenario, metrics: Sequence[str], say: Callable[[str], None] | None) -> None:
+    """What is to be known before the run of a task that measures no accuracy."""
+    if "accuracy" in metrics:
+        return
+    stop = scenario.stop
+    if stop.accuracy_mean or stop.accuracy_worst:
+        key = "accuracy_mean" if stop.accuracy_mean else "accuracy_worst"
+        raise UserError(
+            ExitCode.USAGE,
+            f"stop.{key}: expected a task that reports a metric called accuracy, found "
+            f"{printable(scenario.task.name)}, which reports {printable(', '.join(metrics)) or 'its loss alone'}",
+        )
+    if say is not None:
+        say("the task reports no metric called accuracy; accuracy is not measured")
+
+
+def _learned(
+    scenario: Scenario, parts: RealParts, learners: Sequence[Learner], *, whole: Task | None
+) -> tuple[Accuracy, Loss]:
+    metrics = parts.trainer.evaluate([learner.readout() for learner in learners]) if learners else []
+    found = finite(metrics, "accuracy")
+    # A loss that is not a number is as bad as any; it must not be lost in a mean of the others.
+    losses = [entry["loss"] if isfinite(entry["loss"]) else inf for entry in metrics]
+    alone = _central(scenario, whole, learners) if whole is not None and learners else {}
     return Accuracy(
         mean=fmean(found) if found else nan,
         worst=min(found) if found else nan,
-        central=_central(scenario, seeds, learners) if central else nan,
+        central=alone.get("accuracy", nan),
+    ), Loss(
+        mean=fmean(losses) if losses else nan,
+        worst=max(losses) if losses else nan,
+        central=alone.get("loss", nan),
     )
 
 
-def _central(scenario: Scenario, seeds: Seeds, learners: Sequence[Learner]) -> float:
-    """All rows in one place: same rules, as many rounds as the nodes made on average."""
-    from gossip.learning.trainer import train_alone
+def _whole(scenario: Scenario, say: Callable[[str], None] | None) -> Task | None:
+    """The task with all rows; None where it cannot be made, which is said before the run and not after it."""
     from p2pnode.tasks import load_task
     from p2pnode.tasks.partition import ARGUMENTS
 
-    learning = scenario.config.learning
-    if learning.local_steps == 0:
-        return nan
     # How rows are divided does not concern who has them all.
     arguments = {
         key: value for key, value in scenario.task.args.items() if key not in ("part", "parts", *ARGUMENTS)
     }
-    task = load_task(scenario.task.name, arguments)
+    try:
+        return load_task(scenario.task.name, arguments)
+    except UserError as error:
+        if say is not None:
+            say(f"all data in one place is not measured, because without part and parts {error}")
+        return None
+
+
+def _central(scenario: Scenario, whole: Task, learners: Sequence[Learner]) -> dict[str, float]:
+    """Metrics of all rows in one place: same rules, as many rounds as the nodes made on average."""
+    from gossip.learning.trainer import train_alone
+
+    learning = scenario.config.learning
+    if learning.local_steps == 0:
+        return {}
     rounds = round(fmean(learner.steps for learner in learners) / learning.local_steps)
-    return train_alone(task, rounds=max(rounds, 1), learning=learning).get("accuracy", nan)
+    return train_alone(whole, rounds=max(rounds, 1), learning=learning)

@@ -6,8 +6,9 @@ a report of what was until then, marked as partial.
 
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -185,7 +186,15 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
             err=True,
         )
 
-    # What goes wrong is told when the screen has been given back.
+    # What is to be said is told when the screen has been given back, what goes wrong as well.
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        if watch:
+            said.append(sentence)
+        else:
+            click.echo(f"p2psim: {sentence}", err=True)
+
     try:
         with _screen(loaded, seed) if watch else nullcontext() as screen, _interrupts(screen) as interrupt:
 
@@ -194,7 +203,7 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
                     screen.look(world, recorder)
                 return not interrupt.asked
 
-            return run(
+            report = run(
                 loaded,
                 seed,
                 replay=replay,
@@ -203,10 +212,14 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
                 every_s=max(loaded.duration_s / 20.0, 1.0),
                 measure_every_s=every_s,
                 glance=glance,
+                say=say,
             )
     except UserError as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)
+    for sentence in said:
+        click.echo(f"p2psim: {sentence}", err=True)
+    return report
 
 
 def _screen(loaded: Scenario, seed: int) -> "AbstractContextManager[Watching | None]":
@@ -266,8 +279,7 @@ def _save(
 
 def told(report: "Report") -> str:
     """The report for people."""
-    accuracy = report.accuracy
-    settled = report.settled
+    accuracy, loss, settled = report.accuracy, report.loss, report.settled
 
     def counted(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
@@ -278,13 +290,19 @@ def told(report: "Report") -> str:
     def share(value: float) -> str:
         return f"{value:.1%}" if isfinite(value) else "not measured"
 
+    def number(value: float) -> str:
+        return f"{value:.4g}" if value == value else "not measured"
+
+    def three(show: Callable[[float], str], mean: float, worst: float, central: float) -> str:
+        shown = show(mean), show(worst), show(central)
+        if len(set(shown)) == 1 and shown[0] == show(nan):
+            return shown[0]
+        return f"mean {shown[0]}, worst {shown[1]}, all data in one place {shown[2]}"
+
     speed = rate(report.virtual_s, report.wall_s)
     lines = [
-        (
-            "accuracy",
-            f"mean {share(accuracy.mean)}, worst {share(accuracy.worst)}, "
-            f"all data in one place {share(accuracy.central)}",
-        ),
+        ("accuracy", three(share, accuracy.mean, accuracy.worst, accuracy.central)),
+        ("test loss", three(number, loss.mean, loss.worst, loss.central)),
         ("consensus distance", f"{report.consensus:.4g}"),
         ("exchanges", f"{report.exchanges} applied, {report.node_updates} training jobs"),
         ("messages", f"{report.messages} ({report.bytes_sent / 1e6:.1f} MB)"),
@@ -295,12 +313,12 @@ def told(report: "Report") -> str:
         (
             "speed",
             "not measured, there was no second half"
-            if report.partial and not settled.events
+            if not settled.events
             else f"{rate(settled.events, settled.wall_s):.0f} events/s, "
             f"{rate(settled.node_updates, settled.wall_s):.0f} node-updates/s in the second half",
         ),
         *([("signatures", "modelled, not real")] if report.signatures != "real" else []),
-        *([("ended early", "what [stop] asks for holds")] if report.stopped else []),
+        *([("stopped" if report.stopped else "stop rule", report.stop_rule)] if report.stop_rule else []),
         *(
             [("adversaries", f"{report.hostile}, whose own models and refusals do not count")]
             if report.hostile

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -80,6 +81,21 @@ def test_people_get_seed_and_options_first_and_the_digest_last() -> None:
     assert json.loads(lines[1].removeprefix("options "))["nodes"] == 6
     assert lines[-1].startswith("digest")
     assert "all data in one place" in result.stdout
+
+
+def test_people_read_what_the_stop_rule_saw() -> None:
+    met = CliRunner().invoke(
+        main, [*SMALL, "--set", "stop.accuracy_mean=0.01", "--set", "stop.every_s=2", "--no-curve"]
+    )
+    lines = dict(line.split("  ", 1) for line in met.stdout.splitlines() if "  " in line)
+    assert re.fullmatch(
+        r"at 2\.0 virtual s: accuracy mean [\d.]+ % has reached 1 %", lines["stopped"].strip()
+    )
+    assert lines["speed"].strip() == "not measured, there was no second half"
+    unmet = CliRunner().invoke(
+        main, [*SMALL, "--set", "stop.consensus=1e-4", "--set", "stop.from_s=3", "--no-curve"]
+    )
+    assert re.search(r"^stop rule +not met: consensus [\d.]+ > 0\.0001$", unmet.stdout, re.MULTILINE)
 
 
 def test_listing_imports_no_jax() -> None:

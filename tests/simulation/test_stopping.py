@@ -52,6 +52,33 @@ def test_all_that_is_asked_must_hold(settings: dict[str, Any], subjects: list[fl
     assert rule(**settings).holds(subjects, 10.0) is holds
 
 
+@pytest.mark.parametrize(
+    ("settings", "subjects", "found"),
+    [
+        ({"accuracy_mean": 0.5}, [0.5, 0.53], "accuracy mean 51.5 % has reached 50 %"),
+        ({"accuracy_mean": 0.8, "accuracy_worst": 0.7}, [0.6, 0.9], "accuracy mean 75 % < 80 %"),
+        ({"accuracy_mean": 0.7, "accuracy_worst": 0.7}, [0.6, 0.9], "accuracy worst 60 % < 70 %"),
+        ({"consensus": 0.0001}, [0.1, 0.31], "consensus 0.21 > 0.0001"),
+        (
+            {"consensus": 0.5, "accuracy_worst": 0.5},
+            [0.6, 0.8],
+            "consensus 0.2 is at most 0.5, accuracy worst 60 % has reached 50 %",
+        ),
+        ({"accuracy_mean": 0.5}, [-1.0, -1.0], "no accuracy could be measured"),
+        ({"accuracy_mean": 0.5}, [0.9], "fewer than two honest nodes were up"),
+        ({"accuracy_mean": 0.5, "from_s": 11.0}, [0.9, 0.9], "nobody has looked yet"),
+    ],
+)
+def test_a_look_says_what_it_found(settings: dict[str, Any], subjects: list[float], found: str) -> None:
+    one = rule(**settings)
+    one.holds(subjects, 10.0)
+    assert one.found == found
+
+
+def test_models_that_are_no_numbers_do_not_agree() -> None:
+    assert not rule(consensus=1.0).holds([float("nan"), 0.5], 1.0)
+
+
 def test_a_sample_is_drawn_anew_each_time_and_the_same_for_the_same_seed() -> None:
     looks: list[list[float]] = []
 

@@ -1,0 +1,118 @@
+"""A task of one's own that measures no accuracy is told so, and judged by its loss."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from simulation.cli import main
+from simulation.experiments.curves import Curve
+from simulation.experiments.drawings import drawings
+from simulation.experiments.page import page
+from simulation.experiments.results import result
+
+LINE = """
+import numpy as np
+
+class Line:
+    name, version = "line", "1"
+
+    def __init__(self, part):
+        x = np.random.default_rng(part).random((8, 1)).astype(np.float32)
+        self.rows = {"x": x, "y": 3 * x + 1}
+
+    def init(self, key):
+        return {"w": np.zeros((1, 1), np.float32), "b": np.zeros((1, 1), np.float32)}
+
+    def loss(self, params, batch, key):
+        square = ((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2).mean()
+        return square, {"mse": square}
+
+    def batches(self, split, seed):
+        yield self.rows
+        while split == "train":
+            yield self.rows
+
+def make(part=0, parts=1, seed=0):
+    return Line(part)
+"""
+SCENARIO = """
+nodes = 4
+duration_s = 6.0
+start_s = 1.0
+task.name = "line_of_a_test:make"
+compute.lanes = 4
+config.learning.round_interval_s = 0.5
+"""
+SAID = "p2psim: the task reports no metric called accuracy; accuracy is not measured"
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "line_of_a_test.py").write_text(LINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "line.toml"
+    path.write_text(SCENARIO)
+    return path
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["run", *arguments])
+
+
+def test_the_loss_is_told_in_its_place(scenario: Path, tmp_path: Path) -> None:
+    done = invoke(str(scenario), "--json", "--out", str(tmp_path / "out.jsonl"))
+    assert done.exit_code == 0, done.stderr
+    assert SAID in done.stderr.splitlines()
+    report = json.loads(done.stdout)
+    assert report["accuracy"] == {"mean": None, "worst": None, "central": None}
+    loss = report["loss"]
+    assert 0 < loss["mean"] <= loss["worst"] < 3
+    assert 0 < loss["central"] < 3
+    last = report["curve"]["points"][-1]
+    assert last["mean"] is None
+    assert last["loss"] == pytest.approx(loss["mean"])
+    assert last["loss_worst"] == pytest.approx(loss["worst"])
+    assert report["curve"]["points"][4]["loss"] > last["loss"], "it learns"
+    first = drawings(msgspec.convert(report["curve"], Curve), central=None)[0]
+    assert first.name == "loss"
+    assert f"the mean of 4 nodes is {loss['mean']:.4g}" in first.description
+    text = page(result({"name": "line"}, 0, "p2psim run line.toml", report=report))
+    assert f"<b>{loss['mean']:.4g}</b><span>test loss, mean</span>" in text
+
+
+def test_people_read_the_loss_and_that_accuracy_is_not_measured(scenario: Path) -> None:
+    lines = invoke(str(scenario), "--no-curve").stdout.splitlines()
+    assert "accuracy            not measured" in lines
+    assert next(line for line in lines if line.startswith("test loss")).startswith(
+        "test loss           mean "
+    )
+
+
+@pytest.mark.parametrize("key", ["accuracy_mean", "accuracy_worst"])
+def test_a_stop_rule_that_could_never_fire_is_refused(scenario: Path, key: str) -> None:
+    done = invoke(str(scenario), "--set", f"stop.{key}=0.5")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"p2psim: stop.{key}: expected a task that reports a metric called accuracy, found line_of_a_test:make, "
+        "which reports mse"
+    )
+
+
+def test_a_task_that_cannot_have_all_rows_is_told_before_the_run(scenario: Path, tmp_path: Path) -> None:
+    (tmp_path / "parted_line_of_a_test.py").write_text(LINE.replace("make(part=0,", "make(part, *,"))
+    done = invoke(str(scenario), "--no-curve", "--set", "task.name=parted_line_of_a_test:make")
+    assert done.exit_code == 0
+    said = [line for line in done.stderr.splitlines() if "all data in one place is not measured" in line]
+    assert len(said) == 1
+    assert "missing 1 required positional argument: 'part'" in said[0]
+    assert "all data in one place not measured" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_is_not_lost_in_the_mean(scenario: Path, tmp_path: Path) -> None:
+    # Another name, because Python remembers modules.
+    (tmp_path / "steep_line_of_a_test.py").write_text(LINE.replace("return square,", "return square / 0,"))
+    lines = invoke(str(scenario), "--no-curve", "--set", "task.name=steep_line_of_a_test:make").stdout
+    assert "test loss           mean inf, worst inf" in lines
