@@ -1,7 +1,6 @@
 """Whether one experiment is better than another, and how sure that is."""
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,12 @@ from simulation.experiments.figures import FIGURES, Better, Figure
 from simulation.experiments.intervals import Interval, difference, interval
 from simulation.experiments.results import Result, flat, read
 from simulation.experiments.sweep import Job
+from simulation.experiments.values import agrees, keys_of, shown, under, value_of
 
 # Names and remarks, not settings: two scenarios that differ in nothing else are the same.
 REMARKS = ("name", "about")
+# A name, too: its values stand beside it. But a short one, good to choose by where they differ.
+PRESET = "network.preset"
 # Keys and values that are told; after so many nobody reads on.
 TOLD_MAX = 8
 
@@ -104,11 +106,15 @@ def chosen_runs(chosen: Selection, seeds: range | None, *, curves: bool = False)
     """
     left = read(Path(chosen.source), curves=curves)
     for key, value in chosen.wanted:
-        known = {name for one in left for name in flat(one.scenario)}
+        known = {name for one in left for name in keys_of(_settings(one))}
         if left and key not in known:
             raise CompareError(f"{chosen.source}: no run has the key {key}{_nearest(key, known)}")
-        there = [flat(one.scenario).get(key) for one in left]
-        left = [one for one, found in zip(left, there, strict=True) if found == _value(value)]
+        there = [under(_settings(one), key) for one in left]
+        wanted = value_of(value)
+        # Of a table what was named counts, unless one is that and nothing more.
+        whole = isinstance(wanted, dict) and wanted in there
+        same = [found == wanted if whole else agrees(found, wanted) for found in there]
+        left = [one for one, is_it in zip(left, same, strict=True) if is_it]
         if not left:
             raise CompareError(f"{chosen.text}: no run has {key}={value}; there is {_list(there)}")
     if seeds is None:
@@ -129,18 +135,26 @@ def side(text: str, results: Sequence[Result]) -> Side:
         CompareError: they are not.
     """
     good = [one for one in results if not one.failed]
-    differ = _differing([one.scenario | {"version": one.version} for one in good])
-    if differ:
-        key, values = next(iter(differ.items()))
-        keys = ", ".join(list(differ)[:TOLD_MAX])
+    differ = _differing([_settings(one) for one in good])
+    if any(key != PRESET for key in differ):
+        # One to choose by, which all of them have, if there is one.
+        key, values = next(
+            ((key, values) for key, values in differ.items() if None not in values),
+            next(iter(differ.items())),
+        )
+        keys = ", ".join(list(differ)[:TOLD_MAX]) + (", ..." if len(differ) > TOLD_MAX else "")
+        chosen = next(value for value in values if value is not None)
         raise CompareError(
             f"{text}: there are runs of several scenarios, which differ in {keys} ({key} is {_list(values)}); "
-            f"choose one as in '{text}{'&' if '?' in text else '?'}{key}={_toml(values[0])}'"
+            f"choose one as in '{text}{'&' if '?' in text else '?'}{key}={shown(chosen)}'"
         )
     if len({one.seed for one in good}) < 2:
-        seeds = f"only seed {good[0].seed}" if good else "no seed"
-        failed = f", and {len(results) - len(good)} that failed" if len(good) < len(results) else ""
-        raise CompareError(f"{text}: has {seeds}{failed}; an interval needs at least two seeds, better eight")
+        failed = len(results) - len(good)
+        if good:
+            there = f"only seed {good[0].seed}{f', and {failed} that failed' if failed else ''}"
+        else:
+            there = f"no run that ended well, and {failed} that failed" if failed else "no run"
+        raise CompareError(f"{text}: has {there}; an interval needs at least two seeds, better eight")
     return Side(text, good)
 
 
@@ -151,12 +165,7 @@ def compare(a: Side, b: Side) -> list[Row]:
 
 def settings_that_differ(a: Side, b: Side) -> dict[str, list[Any]]:
     """Key -> the values of both sides; None where a side has no such key."""
-    return _differing(
-        [
-            one.results[0].scenario | {"version": one.results[0].version, "program": ", ".join(one.programs)}
-            for one in (a, b)
-        ]
-    )
+    return _differing([_settings(one.results[0]) | {"program": ", ".join(one.programs)} for one in (a, b)])
 
 
 def _row(figure: Figure, a: Mapping[int, float], b: Mapping[int, float]) -> Row:
@@ -174,6 +183,11 @@ def _verdict(figure: Figure, found: Interval) -> str:
     return "B better" if b_is_better else "A better"
 
 
+def _settings(one: Result) -> dict[str, Any]:
+    """What runs are told apart and chosen by."""
+    return one.scenario | {"version": one.version}
+
+
 def _differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Key -> values in the order of their appearance, of all keys that are not the same everywhere."""
     leaves = [flat(tree) for tree in trees]
@@ -186,22 +200,10 @@ def _differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return found
 
 
-def _value(text: str) -> Any:
-    """A value as in TOML; what is not valid TOML is text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _list(values: Sequence[Any]) -> str:
     different = [value for index, value in enumerate(values) if value not in values[:index]]
     more = ", ..." if len(different) > TOLD_MAX else ""
-    return ", ".join(_toml(value) for value in different[:TOLD_MAX]) + more
+    return ", ".join(shown(value) for value in different[:TOLD_MAX]) + more
 
 
 def _nearest(name: str, names: set[str]) -> str:

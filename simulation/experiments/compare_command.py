@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,6 +14,7 @@ from simulation.seeds_option import SeedRange
 
 if TYPE_CHECKING:
     from simulation.experiments.compare import Row, Selection, Side
+    from simulation.experiments.sweep import Job
 
 
 @click.command("compare", short_help="Which of two experiments is better, and how sure that is.")
@@ -32,12 +33,14 @@ def compare_(a: str, b: str, seeds: range | None, jobs: int | None, as_json: boo
     FILE.jsonl?network.loss=0.1&nodes=50 chooses runs of a file; SCENARIO?network.loss=0.1 changes a scenario. With
     equal seeds the runs are compared in pairs.
     """
-    from simulation.experiments.compare import CompareError, compare, selection, settings_that_differ
+    from simulation.experiments.compare import CompareError, Side, compare, selection, settings_that_differ
     from simulation.experiments.results import ResultsError
     from simulation.experiments.sweep import SweepError
 
     try:
-        sides = [_side(selection(text), seeds, jobs or os.cpu_count() or 1) for text in (a, b)]
+        # Both are looked at before a run of either is made, which may take hours.
+        ready = [_checked(selection(text), seeds) for text in (a, b)]
+        sides = [one if isinstance(one, Side) else _made(one, jobs or os.cpu_count() or 1) for one in ready]
         rows = compare(*sides)
         differ = settings_that_differ(*sides)
         for one in sides:
@@ -63,10 +66,18 @@ def compare_(a: str, b: str, seeds: range | None, jobs: int | None, as_json: boo
         click.echo(_told(sides[0], sides[1], rows, differ))
 
 
-def _side(chosen: "Selection", seeds: range | None, processes: int) -> "Side":
-    from simulation.experiments.compare import CompareError, from_file, side
-    from simulation.experiments.results import result
-    from simulation.experiments.sweep import described, make_all
+class _Wanted(msgspec.Struct, frozen=True):
+    """A side whose runs are still to be made."""
+
+    text: str
+    jobs: "list[Job]"
+    scenario: dict[str, Any]  # as it was when it was checked
+
+
+def _checked(chosen: "Selection", seeds: range | None) -> "Side | _Wanted":
+    """The runs of a file; or of a scenario, once it is sure that they can be made."""
+    from simulation.experiments.compare import CompareError, from_file
+    from simulation.experiments.sweep import described
 
     if chosen.is_file:
         return from_file(chosen, seeds)
@@ -80,32 +91,46 @@ def _side(chosen: "Selection", seeds: range | None, processes: int) -> "Side":
         raise CompareError(f"{chosen.text}: one seed gives no interval; two at least, better eight")
     wanted = chosen.jobs(seeds)
     load(wanted[0].scenario, wanted[0].changes)
-    tree = described(wanted[0])
+    return _Wanted(chosen.text, wanted, described(wanted[0]))
+
+
+def _made(wanted: _Wanted, processes: int) -> "Side":
+    from simulation.experiments.compare import side
+    from simulation.experiments.results import result
+    from simulation.experiments.sweep import SweepError, make_all
+
     results = []
-    with closing(make_all(wanted, processes=min(processes, len(wanted)))) as made:
+    total = len(wanted.jobs)
+    with closing(make_all(wanted.jobs, processes=min(processes, total))) as made:
         for one in made:
-            results.append(
-                result(tree, one.job.seed, one.job.command(), report=one.report, failed=one.failed)
+            line = result(
+                wanted.scenario, one.job.seed, one.job.command(), report=one.report, failed=one.failed
             )
-            click.echo(f"{chosen.text}: {len(results)} of {len(wanted)} runs", err=True)
+            if one.key not in ("", line.key):
+                raise SweepError(f"{one.job.scenario} changed while its runs were made; start again")
+            results.append(line)
+            click.echo(f"{wanted.text}: {len(results)} of {total} runs", err=True)
             if one.failed:
-                click.echo(f"FAILED: {one.failed}\n  repeat with: {one.job.command()}", err=True)
-    return side(chosen.text, results)
+                click.echo(one.told(), err=True)
+    return side(wanted.text, results)
 
 
 def _told(a: "Side", b: "Side", rows: "list[Row]", differ: dict[str, list[object]]) -> str:
     """For people."""
     from simulation.experiments.figures import FIGURES
+    from simulation.experiments.values import shown
 
     lines = [f"{name}  {one.text}: {len(one.seeds)} seeds" for name, one in (("A", a), ("B", b))]
     for key, values in differ.items():
-        lines.append(f"   {key}: {' | '.join(str(value) for value in values)}")
+        # Names of programs are no settings, and nobody pastes them back.
+        plain = key in ("program", "version")
+        lines.append(f"   {key}: {' | '.join(str(value) if plain else shown(value) for value in values)}")
     if not differ:
         lines.append("   no setting differs")
     cells = [["", "A", "B", "B - A", ""]]
-    shown = {figure.key: figure.shown for figure in FIGURES}
+    shows = {figure.key: figure.shown for figure in FIGURES}
     for row in rows:
-        show = shown[row.key]
+        show = shows[row.key]
         cells.append([row.name, show(row.a), show(row.b), show(row.difference), row.verdict])
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     for row_cells in cells:
@@ -113,10 +138,15 @@ def _told(a: "Side", b: "Side", rows: "list[Row]", differ: dict[str, list[object
         line = [name.ljust(widths[0])]
         line += [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)]
         lines.append("  ".join([*line, verdict]).rstrip())
-    ways = {
-        "in pairs of equal seeds" if row.paired else "not in pairs (Welch)" for row in rows if row.difference
-    }
-    lines.append(
-        f"± is half of the 95 % confidence interval, of accuracies in points; B - A {' and '.join(sorted(ways))}"
+    ways = sorted(
+        {
+            "in pairs of equal seeds" if row.paired else "not in pairs (Welch)"
+            for row in rows
+            if row.difference
+        }
     )
+    if ways:
+        lines.append(
+            f"± is half of the 95 % confidence interval, of accuracies in points; B - A {' and '.join(ways)}"
+        )
     return "\n".join(lines)

@@ -69,6 +69,12 @@ class Made(Struct, frozen=True):
     report: Any = None  # a `simulation.experiments.run.Report`, without contacts
     failed: str = ""
 
+    def told(self) -> str:
+        """What a person is told of a run that failed, with the command that repeats it, once."""
+        command = self.job.command()
+        again = "" if command in self.failed else f"\n  repeat with: {command}"
+        return f"FAILED: {self.failed}{again}"
+
 
 def values_of(text: str) -> tuple[str, list[str]]:
     """Reads `key=v1,v2` or `key=a:b:step` (half open). Commas within brackets and quotes do not separate.

@@ -83,7 +83,7 @@ def sweep(
     except KeyboardInterrupt:
         click.echo(f"p2psim: interrupted; what is done is in {out}, and the same command goes on", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(table(results, [text.partition("=")[0] for text in vary]))
+    click.echo(table(wanted, results, [text.partition("=")[0] for text in vary]))
     if any(one.failed for one in results):
         sys.exit(1)
 
@@ -126,7 +126,8 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | 
             job for job in wanted if keys[job] not in there or there[keys[job]].failed or keys[job] in others
         ]
         click.echo(
-            f"{len(wanted)} runs, {len(wanted) - len(missing)} of them in {out} already, {processes} jobs",
+            f"{_counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them in {out} already, "
+            f"{_counted(processes, 'job')}",
             err=True,
         )
         again = len(others & set(keys.values()))
@@ -138,7 +139,7 @@ def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | 
             click.echo(f"p2psim: {again} {one_run if again == 1 else many} made again", err=True)
         failed = 0
         with (
-            progress(f"0 of {len(missing)} runs; the first are being compiled") as line,
+            progress(f"0 of {_counted(len(missing), 'run')}; the first are being compiled") as line,
             closing(make_all(missing, processes=processes)) as made,
         ):
             left = _Left(len(missing), line)
@@ -172,24 +173,33 @@ class _Left:
     def told(self, one: "Made", failed: int) -> None:
         self._done += 1
         if one.failed:
-            click.echo(f"FAILED: {one.failed}\n  repeat with: {one.job.command()}", err=True)
+            click.echo(one.told(), err=True)
         spent = perf_counter() - self._begun
         left = spent / self._done * (self._total - self._done)
         self._line.tell(
-            f"{self._done} of {self._total} runs, {failed} failed, {duration(spent)}, "
+            f"{self._done} of {_counted(self._total, 'run')}, {failed} failed, {duration(spent)}, "
             f"about {duration(left)} left"
         )
 
 
-def table(results: Sequence["Result"], varied: Sequence[str]) -> str:
-    """A row for each combination: mean and half-width of the 95 % interval over seeds."""
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def table(jobs: Sequence["Job"], results: Sequence["Result"], varied: Sequence[str]) -> str:
+    """A row for each combination: mean and half-width of the 95 % interval over seeds.
+
+    Args:
+        jobs: Each with its result, in the same order; the last of a job's changes are the values that vary.
+        varied: Their keys.
+    """
     from simulation.experiments.figures import FIGURES
-    from simulation.experiments.results import flat
 
     groups: dict[tuple[str, ...], list[Result]] = {}
-    for one in results:
-        leaves = flat(one.scenario)
-        groups.setdefault(tuple(_text(leaves, key) for key in varied), []).append(one)
+    for job, one in zip(jobs, results, strict=True):
+        # As they were typed: what became of them (a preset, a table with its defaults) is long, and nobody's words.
+        chosen = job.changes[len(job.changes) - len(varied) :]
+        groups.setdefault(tuple(change.partition("=")[2] for change in chosen), []).append(one)
     rows = [[*varied, "seeds", *(figure.name for figure in FIGURES), "failed"]]
     for values, group in groups.items():
         good = [one for one in group if not one.failed]
@@ -203,13 +213,6 @@ def table(results: Sequence["Result"], varied: Sequence[str]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, "± is half of the 95 % confidence interval over seeds (Student's t)"])
-
-
-def _text(leaves: dict[str, Any], key: str) -> str:
-    """A value as people wrote it; of a table, all of it."""
-    if key in leaves:
-        return str(leaves[key])
-    return ", ".join(
-        f"{name[len(key) + 1 :]}={leaves[name]}" for name in leaves if name.startswith(f"{key}.")
-    )
+    if any("±" in line for line in lines):  # one seed has no interval
+        lines.append("± is half of the 95 % confidence interval over seeds (Student's t)")
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from simulation.experiments.compare import CompareError, compare, from_file, sel
 from simulation.experiments.intervals import difference, interval
 from simulation.experiments.results import Result, ResultsError, appending, result
 from simulation.experiments.sources import program
+from simulation.experiments.values import agrees, shown, value_of
 
 
 def one(seed: int, mean: float, **scenario: Any) -> Result:
@@ -135,6 +137,93 @@ def test_runs_are_chosen_by_key_and_value(tmp_path: Path) -> None:
         from_file(selection("nowhere.jsonl"), None)
 
 
+def test_runs_are_chosen_by_the_preset_by_tables_and_by_the_version(tmp_path: Path) -> None:
+    links = [{"preset": "lan", "loss": 0.0}, {"preset": "mobile", "loss": 0.1}]
+    arguments = [{}, {"alpha": 0.1}, {"alpha": 0.1, "model": "mlp"}]
+    cuts: list[Any] = [[], [{"share": 0.5, "start_s": 1.0, "end_s": 2.0}]]
+    path = saved(
+        tmp_path / "r.jsonl",
+        [
+            one(seed, 0.5, network=link, task={"args": given}, faults={"partitions": cut})
+            for seed in range(2)
+            for link in links
+            for given in arguments
+            for cut in cuts
+        ],
+    )
+    everything = [
+        ("network.preset=lan&task.args={alpha=0.1}&faults.partitions=[]", links[0], arguments[1], cuts[0]),
+        ('network={preset="mobile"}&task.args={}&faults.partitions=[]', links[1], arguments[0], cuts[0]),
+        (
+            'network.preset="lan"&task.args={model="mlp"}&faults.partitions=[]',
+            links[0],
+            arguments[2],
+            cuts[0],
+        ),
+        (
+            f"version={one(0, 0.5).version}&network.loss=0&task.args={{}}&faults.partitions=[{{start_s=1,end_s=2}}]",
+            *(links[0], arguments[0], cuts[1]),
+        ),
+    ]
+    for query, link, given, cut in everything:
+        found = from_file(selection(f"{path}?{query}"), None).results[0].scenario
+        assert (found["network"], found["task"]["args"], found["faults"]["partitions"]) == (link, given, cut)
+    with pytest.raises(CompareError, match=r"r.jsonl.network.preset=lan' *$") as caught:
+        from_file(selection(str(path)), None)
+    assert "differ in network.preset, network.loss, task.args, " in str(caught.value)
+    with pytest.raises(
+        CompareError, match=re.escape("has task.args={alpha=1}; there is {}, {alpha = 0.1}, {alpha = 0.1, ")
+    ):
+        from_file(selection(f"{path}?task.args={{alpha=1}}"), None)
+    with pytest.raises(
+        CompareError, match=re.escape("there is [], [{share = 0.5, start_s = 1.0, end_s = 2.0}]")
+    ):
+        from_file(selection(f"{path}?faults.partitions=[{{share=1}}]"), None)
+
+
+def test_lines_without_the_name_of_the_preset_are_the_same_setting() -> None:
+    old = [one(seed, 0.5, network={"loss": 0.1}) for seed in (1, 2)]
+    new = [one(seed, 0.5, network={"preset": "lan", "loss": 0.1}) for seed in (3, 4)]
+    assert side("a", [*old, *new]).seeds == [1, 2, 3, 4]
+    assert [entry.key for entry in old] == [
+        one(s, 0, network={"preset": "wan", "loss": 0.1}).key for s in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (True, "true"),
+        (0.1, "0.1"),
+        ("int8", "int8"),
+        ("true", '"true"'),
+        ("inf", '"inf"'),
+        ("two words", '"two words"'),
+        ("a:b", "a:b"),
+        ("./x.csv", '"./x.csv"'),
+        ("", '""'),
+        ([], "[]"),
+        ([{"share": 0.5, "a b": ["x", False]}], '[{share = 0.5, "a b" = ["x", false]}]'),
+    ],
+)
+def test_values_are_shown_so_that_they_can_be_pasted_back(value: Any, text: str) -> None:
+    assert shown(value) == text
+    if value is not None:
+        assert value_of(text) == value
+        assert agrees(value, value_of(text))
+
+
+def test_of_a_table_what_was_named_counts_and_a_truth_value_is_no_number() -> None:
+    assert agrees({"a": 1, "b": [{"c": 2, "d": 3}]}, {"b": [{"c": 2}]})
+    assert not agrees({"a": 1}, {})
+    assert not agrees({"a": 1}, {"a": 1, "b": 2})
+    assert not agrees([1, 2], [1])
+    assert not agrees(True, 1)
+    assert not agrees(None, {"a": 1})
+    assert value_of("1\nb = 2") == "1\nb = 2"
+
+
 def test_sides_made_by_several_programs_say_so(tmp_path: Path) -> None:
     old = [msgspec.structs.replace(one(seed, 0.5), program="0123456789abcdef") for seed in (0, 1)]
     new = [one(seed, 0.5) for seed in (2, 3)]
@@ -152,14 +241,27 @@ def test_one_seed_is_refused_and_failed_runs_do_not_count() -> None:
     broken = result({"name": "x", "network": {"loss": 0.0}}, 2, "c", failed="it broke")
     with pytest.raises(CompareError, match="only seed 1, and 1 that failed; an interval needs at least two"):
         side("a", [one(1, 0.5), broken])
-    with pytest.raises(CompareError, match="has no seed"):
+    with pytest.raises(CompareError, match="a: has no run; an interval needs"):
         side("a", [])
+    with pytest.raises(
+        CompareError, match="a: has no run that ended well, and 1 that failed; an interval needs"
+    ):
+        side("a", [broken])
     assert side("a", [one(1, 0.5), one(3, 0.5), broken]).seeds == [1, 3]
+
+
+def test_settings_that_differ_are_told_as_toml(tmp_path: Path) -> None:
+    a = saved(tmp_path / "a.jsonl", [one(seed, 0.9, codec="int8", cuts=[{"share": 0.5}]) for seed in (0, 1)])
+    b = saved(tmp_path / "b.jsonl", [one(seed, 0.9, codec="a b", about="x") for seed in (0, 1)])
+    told = CliRunner().invoke(main, ["compare", str(a), str(b)]).stdout
+    assert '   codec: int8 | "a b"\n' in told
+    assert "   cuts: [{share = 0.5}] | -\n" in told
 
 
 def test_the_command_tells_people_and_programs(tmp_path: Path) -> None:
     a = saved(tmp_path / "a.jsonl", [one(seed, 0.90 + 0.001 * seed) for seed in range(4)])
     b = saved(tmp_path / "b.jsonl", [one(seed, 0.95, network={"loss": 0.1}) for seed in range(4)])
+    two = saved(tmp_path / "2.jsonl", [one(seed, 0.5, nodes=nodes) for seed in (0, 1) for nodes in (2, 3)])
     told = CliRunner().invoke(main, ["compare", str(a), str(b)])
     assert told.exit_code == 0
     assert "network.loss: 0.0 | 0.1" in told.stdout
@@ -175,6 +277,10 @@ def test_the_command_tells_people_and_programs(tmp_path: Path) -> None:
         (["smoke-20", str(a), "--seeds", "0:1"], "one seed gives no interval"),
         (["smoke-2", str(a), "--seeds", "0:2"], "did you mean smoke-20"),
         ([str(a), str(tmp_path / "c.jsonl")], "cannot be read"),
+        # No run of side A is made, which would be told.
+        (["smoke-20", str(tmp_path / "c.jsonl"), "--seeds", "0:2"], "cannot be read"),
+        (["smoke-20", str(two), "--seeds", "0:2"], "runs of several scenarios"),
+        (["smoke-20", "smoke-20?network.los=1", "--seeds", "0:2"], "did you mean loss"),
     ]:
         refused = CliRunner().invoke(main, ["compare", *arguments])
         assert refused.exit_code == 2, arguments

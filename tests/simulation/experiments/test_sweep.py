@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from simulation.cli import main
-from simulation.experiments.results import read
+from simulation.experiments.results import Result, read, result
 from simulation.experiments.run import run
 from simulation.experiments.sources import program
-from simulation.experiments.sweep import SweepError, jobs_of, values_of
-from simulation.scenario import ScenarioError, load
+from simulation.experiments.sweep import Job, Made, SweepError, jobs_of, values_of
+from simulation.experiments.sweep_command import table
+from simulation.scenario import ScenarioError, describe, load
 
 ROOT = Path(__file__).resolve().parents[3]
 FOREGROUND = (
@@ -93,6 +94,44 @@ def test_jobs_are_all_combinations_with_all_seeds() -> None:
         jobs_of("smoke-20", ("nodes=4",), ("nodes=5,6",), range(1))
     with pytest.raises(SweepError, match="at most"):
         jobs_of("smoke-20", (), ("nodes=3:500:1", "duration_s=1:500:1"), range(1))
+
+
+def made(job: Job, mean: float, failed: str = "") -> Result:
+    tree = describe(load(job.scenario, job.changes))
+    return result(tree, job.seed, job.command(), report={"accuracy": {"mean": mean}}, failed=failed)
+
+
+def test_the_table_has_a_row_for_each_combination_named_as_it_was_typed() -> None:
+    vary = ("network.preset=lan,mobile", 'task.args={alpha=0.1},{alpha=1, model="logistic"}')
+    jobs = jobs_of("smoke-20", (), vary, range(2))
+    means = [0.1 * number for number in range(len(jobs))]
+    results = [made(job, mean) for job, mean in zip(jobs, means, strict=True)]
+    told = table(jobs, results, ["network.preset", "task.args"]).splitlines()
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()][:4] for line in told]
+    assert rows[1:5] == [
+        ["lan", "{alpha=0.1}", "2", "5.00% ± 63.53%"],
+        ["lan", '{alpha=1, model="logistic"}', "2", "25.00% ± 63.53%"],
+        ["mobile", "{alpha=0.1}", "2", "45.00% ± 63.53%"],
+        ["mobile", '{alpha=1, model="logistic"}', "2", "65.00% ± 63.53%"],
+    ]
+    assert told[5].startswith("± is half")
+    assert len({one.key for one in results}) == 8
+
+
+def test_the_table_of_a_section_is_narrow_and_one_seed_needs_no_explanation() -> None:
+    jobs = jobs_of("smoke-20", (), ('network={preset="lan"},{preset="wan"}',), range(1))
+    told = table(jobs, [made(job, 0.5) for job in jobs], ["network"])
+    assert [line.split("  ")[0].strip() for line in told.splitlines()[1:]] == [
+        '{preset="lan"}',
+        '{preset="wan"}',
+    ]
+    assert "±" not in told
+
+
+def test_what_failed_is_told_with_its_command_once() -> None:
+    (job,) = jobs_of("smoke-20", (), (), range(1))
+    for failed in ("it broke", f"at 1 s: it broke; replay with: {job.command()}"):
+        assert Made(job, "", failed=failed).told().count(job.command()) == 1
 
 
 def sweep(out: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
