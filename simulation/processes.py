@@ -27,7 +27,7 @@ class Processes:
 
     def submit(self, function: Callable[[Argument], Answer], argument: Argument) -> Future[Answer]:
         """Calls a function in one of the processes; starts that process where there are not all of them yet."""
-        with _ctrl_c_held_back():
+        with ctrl_c_held_back():
             future = self._pool.submit(function, argument)
             self._waiting[future] = None
             future.add_done_callback(self._waiting.pop)
@@ -61,8 +61,8 @@ def processes(count: int, *, prepare: Callable[[], None] | None = None) -> Itera
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Processes started meanwhile begin with the signal blocked; whoever pressed Ctrl-C is heard at the end."""
+def ctrl_c_held_back() -> Iterator[None]:
+    """Whoever pressed Ctrl-C is heard at the end; processes started meanwhile begin with the signal blocked."""
     heard: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     # Blocked here, the signal still reaches the threads of numeric libraries, and through them Python's handler.

@@ -12,16 +12,22 @@ import msgspec
 from msgspec import Struct
 
 from simulation.interrupt import INTERRUPTED
-from simulation.processes import processes
+from simulation.processes import ctrl_c_held_back, processes
+from simulation.progress import duration, progress
 from simulation.seeds_option import SeedRange
-from simulation.swarm.draw import KINDS, NODES_MAX, NODES_MIN, PACES
+from simulation.swarm.draw import KINDS, NODES_LIMIT, NODES_MAX, NODES_MIN, PACES
+
+# Without a terminal progress is a line in so many seconds, of a command that runs for minutes to hours.
+PROGRESS_S = 10.0
 
 
 class SwarmTotals(Struct, kw_only=True):
     """What a range of seeds came to; `p2psim swarm --json` prints it."""
 
-    seeds: int = 0
-    failed: list[str] = []  # messages, each with its command
+    seeds: int = 0  # that are done, well or not
+    seeds_asked: int = 0
+    interrupted: bool = False  # by Ctrl-C: all sums are those of the moment
+    failed: list[str] = []  # messages, each with its commands
     node_hours: float = 0.0
     node_hours_by_pace: dict[str, float] = {}
     virtual_s: float = 0.0
@@ -66,12 +72,14 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option(
             "--nodes-max",
-            type=click.IntRange(min=NODES_MIN),
+            type=click.IntRange(NODES_MIN, NODES_LIMIT),
             default=NODES_MAX,
             show_default=True,
             help="At most so many honest nodes; each seed draws its own number.",
         ),
-        click.option("--nodes", type=click.IntRange(min=NODES_MIN), help="Exactly so many honest nodes."),
+        click.option(
+            "--nodes", type=click.IntRange(NODES_MIN, NODES_LIMIT), help="Exactly so many honest nodes."
+        ),
         click.option(
             "--without",
             multiple=True,
@@ -120,9 +128,9 @@ def swarm(
     """Test: each seed is another small network with other faults.
 
     While faults strike, checkers watch for what must never happen; then the faults stop, and the network has to
-    become whole. Exit status 1 where a seed failed, with the command that repeats it.
+    become whole. Exit status 1 where a seed failed, with the command that repeats it. Ctrl-C ends with the sums so far.
     """
-    from simulation.swarm.run import SwarmReport, SwarmSettings
+    from simulation.swarm.run import SwarmReport, SwarmSettings, so_far
 
     def settings(seed: int) -> SwarmSettings:
         return SwarmSettings(
@@ -138,47 +146,78 @@ def swarm(
         drawn = settings(seeds.start).options()
         click.echo(f"options {msgspec.json.encode(drawn).decode()}", err=as_json)
     begun = perf_counter()
-    totals = SwarmTotals()
+    totals = SwarmTotals(seeds_asked=len(seeds))
 
     def told(one: SwarmSettings, report: SwarmReport | None, error: BaseException | None) -> bool:
-        totals.seeds += 1
-        if report is None:
-            told_of = str(error)
-            if "replay with: " not in told_of:  # a node broke, and the checkers had nothing to say
-                told_of = f"{type(error).__name__}: {error}; replay with: {one.command()}"
-            totals.failed.append(f"seed {one.seed}: {told_of}")
-            click.echo(totals.failed[-1], err=True)
-        else:
-            _add(totals, report)
-        if totals.seeds % 50 == 0:
-            click.echo(
-                f"{totals.seeds} seeds, {len(totals.failed)} failed, {totals.node_hours:.1f} node-hours, "
-                f"{perf_counter() - begun:.0f} s of wall time",
-                err=True,
-            )
+        commands = (one.command(), one.shrink_command())
+        with ctrl_c_held_back():
+            totals.seeds += 1
+            if error is not None:
+                why = _why(error, commands[0])
+                totals.failed.append(
+                    f"seed {one.seed}: {why}; replay with: {commands[0]}; shrink with: {commands[1]}"
+                )
+                report = so_far(error)
+            if report is not None:
+                _add(totals, report, held=error is None)
+            totals.wall_s = perf_counter() - begun
+            if error is not None:
+                # Where the sums are going to be, once; they only count it. JSON has it, too, for programs.
+                with line.aside():
+                    click.echo(
+                        f"FAILED: seed {one.seed}: {why}\n"
+                        f"  repeat with: {commands[0]}\n  shrink with: {commands[1]}",
+                        err=as_json,
+                    )
+        line.tell(_so_far(totals, minutes))
         if first and totals.failed:
             return False
-        return minutes is None or perf_counter() - begun < 60.0 * minutes
+        return minutes is None or totals.wall_s < 60.0 * minutes
 
     try:
-        run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)
+        with progress(f"0 of {len(seeds)} seeds", every_s=PROGRESS_S) as line:
+            run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)
     except KeyboardInterrupt:
-        click.echo(
-            f"p2psim: interrupted after {totals.seeds} of {len(seeds)} seeds, {len(totals.failed)} failed",
-            err=True,
-        )
-        sys.exit(INTERRUPTED)
+        totals.interrupted = True
     totals.wall_s = perf_counter() - begun
     totals.faults = dict(sorted(totals.faults.items()))
     totals.refused = dict(sorted(totals.refused.items()))
     totals.digests = dict(sorted(totals.digests.items()))
     totals.unseen = [kind for kind in KINDS if kind not in totals.faults]
     click.echo(msgspec.json.encode(totals).decode() if as_json else _told(totals))
+    if totals.interrupted:
+        click.echo(
+            f"p2psim: interrupted after {totals.seeds} of {len(seeds)} seeds, {len(totals.failed)} failed",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
     if totals.failed:
         sys.exit(1)
 
 
-def _add(totals: SwarmTotals, report: Any) -> None:
+def _why(error: BaseException, command: str) -> str:
+    """What went wrong, without the command that a checker adds."""
+    text = str(error)
+    why = text.removesuffix(f"; replay with: {command}")
+    # Where a node broke, the checkers had nothing to say.
+    return why if why != text else f"{type(error).__name__}: {text}"
+
+
+def _so_far(totals: SwarmTotals, minutes: float | None) -> str:
+    """How far it is, and how long the rest may take."""
+    spent = totals.wall_s
+    left = spent / totals.seeds * (totals.seeds_asked - totals.seeds)
+    if minutes is not None:
+        left = min(left, max(0.0, 60.0 * minutes - spent))
+    return (
+        f"{totals.seeds} of {totals.seeds_asked} seeds, {len(totals.failed)} failed, "
+        f"{totals.node_hours:.1f} node-hours, {totals.virtual_s / spent:.0f} virtual s a second, "
+        f"{duration(spent)}, about {duration(left)} left"
+    )
+
+
+def _add(totals: SwarmTotals, report: Any, *, held: bool) -> None:
+    """A report; of a seed that failed, what happened until then."""
     totals.node_hours += report.node_hours
     by_pace = totals.node_hours_by_pace
     by_pace[report.pace] = by_pace.get(report.pace, 0.0) + report.node_hours
@@ -186,7 +225,8 @@ def _add(totals: SwarmTotals, report: Any) -> None:
     totals.events += report.events
     totals.exchanges += report.exchanges
     totals.checks += report.checks
-    totals.healed_s_max = max(totals.healed_s_max, report.healed_s)
+    if held:
+        totals.healed_s_max = max(totals.healed_s_max, report.healed_s)
     totals.digests[report.seed] = report.digest
     for counts, more in ((totals.faults, report.faults), (totals.refused, report.refused)):
         for name, count in more.items():
@@ -199,22 +239,21 @@ def _told(totals: SwarmTotals) -> str:
     def counted(counts: dict[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
+    of = f" of {totals.seeds_asked}" if totals.seeds < totals.seeds_asked else ""
+    held = totals.seeds - len(totals.failed)
+    paces = ", ".join(
+        f"{hours:.1f} at the pace of {pace}" for pace, hours in sorted(totals.node_hours_by_pace.items())
+    )
     lines = [
-        ("seeds", f"{totals.seeds}, {len(totals.failed)} failed"),
-        (
-            "node-hours",
-            f"{totals.node_hours:.1f} in {totals.wall_s:.0f} s: "
-            + ", ".join(
-                f"{hours:.1f} at the pace of {pace}"
-                for pace, hours in sorted(totals.node_hours_by_pace.items())
-            ),
-        ),
+        *((("INTERRUPTED", "all sums are those of the seeds that were done"),) if totals.interrupted else ()),
+        ("seeds", f"{totals.seeds}{of}, {len(totals.failed)} failed"),
+        ("node-hours", f"{totals.node_hours:.1f} in {totals.wall_s:.0f} s" + (f": {paces}" if paces else "")),
+        ("virtual time", f"{totals.virtual_s:.0f} s"),
         ("events", f"{totals.events}, {totals.exchanges} exchanges, {totals.checks} checks"),
-        ("whole again", f"after at most {totals.healed_s_max:.0f} virtual s"),
+        ("whole again", f"after at most {totals.healed_s_max:.0f} virtual s" if held else "none of them"),
         ("faults", counted(totals.faults)),
         ("not seen", ", ".join(totals.unseen) or "none: every kind struck"),
         ("refused", counted(totals.refused)),
-        *(("FAILED", message) for message in totals.failed),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in lines)
 

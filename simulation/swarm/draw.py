@@ -72,6 +72,8 @@ HOURS = (3.0, 24.0)
 
 NODES_MIN = 3
 NODES_MAX = 40
+# Of those that a person may ask for: what a scenario may have.
+NODES_LIMIT = 65536
 # Rounds of a safety phase. Each node trains and exchanges so often; enough that everything has happened to somebody.
 ROUNDS = (15, 40)
 

@@ -7,7 +7,9 @@ repeat.
 """
 
 import shlex
+from collections.abc import Callable
 from time import perf_counter
+from types import TracebackType
 
 import numpy as np
 from msgspec import Struct
@@ -26,6 +28,8 @@ LOOKS = 20
 AGREEMENT = {"f32": 1e-3, "int8": 0.03, "int4": 0.3}
 # The models' distance from the reference is at least this, per value (root mean square), for the above.
 SCALE_RMS = 0.1
+# The attribute of an exception, which travels with it from a process for runs.
+_SO_FAR = "_swarm_so_far"
 
 
 class SwarmSettings(Struct, frozen=True, kw_only=True):
@@ -50,7 +54,14 @@ class SwarmSettings(Struct, frozen=True, kw_only=True):
 
     def command(self) -> str:
         """What repeats exactly this run."""
-        words = ["p2psim", "swarm", "--seeds", f"{self.seed}:{self.seed + 1}"]
+        return shlex.join(["p2psim", "swarm", "--seeds", f"{self.seed}:{self.seed + 1}", *self._changes()])
+
+    def shrink_command(self) -> str:
+        """What finds the smallest run that fails, if this one does."""
+        return shlex.join(["p2psim", "shrink", "--seed", str(self.seed), *self._changes()])
+
+    def _changes(self) -> list[str]:
+        words = []
         if self.nodes_max != NODES_MAX:
             words += ["--nodes-max", str(self.nodes_max)]
         if self.nodes is not None:
@@ -61,11 +72,11 @@ class SwarmSettings(Struct, frozen=True, kw_only=True):
             words += ["--pace", self.pace]
         for kind in self.without:
             words += ["--without", kind]
-        return shlex.join(words)
+        return words
 
 
 class SwarmReport(Struct, frozen=True):
-    """What one seed came to."""
+    """What one seed came to, or one that failed until then."""
 
     seed: int
     pace: str
@@ -97,43 +108,79 @@ def patience_s(options: SwarmOptions) -> float:
 
 
 def run_seed(settings: SwarmSettings) -> SwarmReport:
-    """Raises ViolationError, or whatever a broken node raises."""
+    """Raises ViolationError, or whatever a broken node raises; `so_far` finds in it what happened until then."""
     options = settings.options()
     seeds = Seeds(settings.seed)
     parts = SyntheticParts(options, seeds)
     world = SwarmWorld(options, seeds, parts, replay=settings.command())
     begun = perf_counter()
+
+    def report() -> SwarmReport:
+        return _report(settings, options, world, wall_s=perf_counter() - begun)
+
     try:
-        for look in range(1, LOOKS + 1):
-            world.run(options.safety_s * look / LOOKS)
-            world.inspect()
-        world.heal()
-        found: dict[tuple[NodeId, Key], None] = {}
-        parts.found = lambda owner, place: found.setdefault((owner, place))
-        limit = patience_s(options)
-        step = limit / 100.0
-        missing = "nothing was looked at"
-        while world.now < options.safety_s + limit:
-            world.run(world.now + step)
-            world.inspect()
-            missing = _missing(world, found)
-            if not missing:
-                break
-        if missing:
-            raise ViolationError(
-                f"{limit:g} s after the last fault {missing}; replay with: {settings.command()}"
-            )
+        with _Remembered(report):
+            _live(settings, options, world, parts)
     finally:
         world.close()
+    return report()
+
+
+def so_far(error: BaseException) -> SwarmReport | None:
+    """Of a seed that failed: what it came to; None where it did not even begin."""
+    found = vars(error).get(_SO_FAR)
+    return found if isinstance(found, SwarmReport) else None
+
+
+class _Remembered:
+    """Whatever ends a run takes along what happened until then."""
+
+    def __init__(self, report: Callable[[], SwarmReport]) -> None:
+        self._report = report
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            vars(error)[_SO_FAR] = self._report()
+
+
+def _live(settings: SwarmSettings, options: SwarmOptions, world: SwarmWorld, parts: SyntheticParts) -> None:
+    """First with faults, then until all is whole; raises where something must not be."""
+    for look in range(1, LOOKS + 1):
+        world.run(options.safety_s * look / LOOKS)
+        world.inspect()
+    world.heal()
+    found: dict[tuple[NodeId, Key], None] = {}
+    parts.found = lambda owner, place: found.setdefault((owner, place))
+    limit = patience_s(options)
+    step = limit / 100.0
+    missing = "nothing was looked at"
+    while world.now < options.safety_s + limit:
+        world.run(world.now + step)
+        world.inspect()
+        missing = _missing(world, found)
+        if not missing:
+            break
+    if missing:
+        raise ViolationError(f"{limit:g} s after the last fault {missing}; replay with: {settings.command()}")
+
+
+def _report(
+    settings: SwarmSettings, options: SwarmOptions, world: SwarmWorld, *, wall_s: float
+) -> SwarmReport:
     return SwarmReport(
         seed=settings.seed,
         pace=options.pace,
         nodes=options.nodes,
         digest=world.digest,
         virtual_s=world.now,
-        healed_s=world.now - options.safety_s,
+        healed_s=max(0.0, world.now - options.safety_s),
         node_hours=options.nodes * world.now / 3600.0,
-        wall_s=perf_counter() - begun,
+        wall_s=wall_s,
         events=world.events,
         exchanges=world.exchanges,
         checks=world.checks,

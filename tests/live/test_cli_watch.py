@@ -1,4 +1,4 @@
-"""`p2psim run --watch` and `sweep` on a real terminal (a pty): drawn, interrupted, and the terminal left as found."""
+"""`p2psim run --watch`, `sweep` and `swarm` on a real terminal (a pty): drawn, interrupted, and it is left as found."""
 
 import fcntl
 import os
@@ -37,7 +37,9 @@ class Terminal:
         fcntl.ioctl(self.inner, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.before = termios.tcgetattr(self.inner)
         self.seen = b""
-        command = [sys.executable, "-m", "simulation", *arguments, "--set=faults={}"]
+        command = [sys.executable, "-m", "simulation", *arguments]
+        if arguments[0] != "swarm":  # which is about them
+            command.append("--set=faults={}")
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -125,6 +127,22 @@ def test_a_sweep_tells_how_far_it_is_on_one_line(tmp_path: Path) -> None:
         assert terminal.ended() == 0
         assert SHOW_CURSOR in terminal.seen
         assert b"95 % confidence interval" in terminal.seen
+        assert termios.tcgetattr(terminal.inner) == terminal.before
+    finally:
+        terminal.close()
+
+
+def test_a_swarm_tells_how_far_it_is_on_one_line_and_ctrl_c_ends_it_with_the_sums() -> None:
+    terminal = Terminal("swarm", "--seeds", "0:100000", "--nodes", "3", "--pace", "seconds", "--jobs", "1")
+    try:
+        terminal.read_until(b" of 100000 seeds, 0 failed")
+        terminal.read_until(b"left")
+        os.write(terminal.fd, b"\x03")
+        assert terminal.ended() == 130
+        after = terminal.seen[terminal.seen.rindex(SHOW_CURSOR) :].decode()
+        assert "INTERRUPTED   all sums are those of the seeds that were done" in after
+        assert "p2psim: interrupted after " in after
+        assert "Traceback" not in after
         assert termios.tcgetattr(terminal.inner) == terminal.before
     finally:
         terminal.close()

@@ -123,6 +123,14 @@ def test_listing_imports_no_jax() -> None:
         (["swarm", "--seeds", "x"], "--seeds: expected two numbers as in 0:100, found 'x'; "),
         (["swarm", "--seeds", "1", "--pace", "second"], "found 'second'; did you mean seconds; "),
         (["swarm", "--seeds", "1", "--shorten", "2"], "expected a number above 0 and at most 1, found 2.0; "),
+        (
+            ["swarm", "--seeds", "1", "--nodes", "100000000"],
+            "--nodes: expected a whole number between 3 and 65536, found 100000000; ",
+        ),
+        (
+            ["shrink", "--seed", "1", "--nodes-max", "65537"],
+            "--nodes-max: expected a whole number between 3 and 65536, found 65537; ",
+        ),
         (["fleet", "--lr", "x"], "--lr: expected a number, found 'x'; "),
         (["fleet", "--set", "a=1"], "--set changes keys of a --scenario; `p2psim fleet --help` tells more"),
     ],
