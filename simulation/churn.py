@@ -173,6 +173,11 @@ def read_sessions(path: str, nodes: int) -> dict[int, list[tuple[float, float]]]
                 if line:
                     node, up, down = _session(line, nodes, f"{path}: line {lines.line_num}")
                     before = sessions.setdefault(node, [])
+                    if before and before[-1][1] == inf:
+                        raise ScenarioError(
+                            f"{path}: line {lines.line_num}: up_s: expected no further session of node {node}, whose "
+                            f"last one has an empty down_s and goes on to the end, found {up:g}"
+                        )
                     if before and up < before[-1][1] + 2 * SPAN_S_MIN:
                         raise ScenarioError(
                             f"{path}: line {lines.line_num}: up_s: expected at least a second after node {node} went "

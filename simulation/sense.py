@@ -70,9 +70,10 @@ def _geography(scenario: "Scenario", source: str) -> None:
     count = len(names)
     if table and (len(table) != count or any(len(row) != count for row in table)):
         sizes = ", ".join(str(len(row)) for row in table)
+        rows = "one row" if len(table) == 1 else f"{len(table)} rows"
         raise ScenarioError(
-            f"{source}: geography.delay_s: expected {count} rows of {count} numbers, one for each region, found rows "
-            f"of {sizes}"
+            f"{source}: geography.delay_s: expected {count} rows of {count} numbers, one for each region, found "
+            f"{rows} of {sizes}"
         )
 
 

@@ -19,6 +19,7 @@ import msgspec
 from simulation.experiments.report_command import check_can_draw, write_page
 from simulation.interrupt import INTERRUPTED, Interrupt, asking
 from simulation.network import SECONDS_MAX
+from simulation.notes import notes
 from simulation.scenario import Scenario, ScenarioError, describe, load
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ def run_(
     page_file: Path | None,
 ) -> None:
     """Run SCENARIO: the name of a shipped one (`p2psim list`) or the path of a TOML file."""
+    if nodes is not None and any(one.partition("=")[0].strip() == "nodes" for one in overrides):
+        click.echo(
+            f"p2psim: --nodes: expected either it or --set nodes=, found both (--nodes {nodes})", err=True
+        )
+        sys.exit(2)
     changes = (*overrides, *([f"nodes={nodes}"] if nodes is not None else []))
     loaded = load_or_exit(scenario, changes)
     every_s = 0.0 if no_curve else loaded.duration_s / POINTS if every is None else every
@@ -145,6 +151,8 @@ def run_(
     _check_files(
         files_of(scenario, describe(loaded)), {"--out": out, "--csv": csv_file, "--report": page_file}
     )
+    for note in notes(loaded):
+        click.echo(f"note: {note}", err=True)
     if watch and not every_s:
         click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
         sys.exit(2)

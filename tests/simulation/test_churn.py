@@ -134,7 +134,11 @@ def test_a_trace_says_who_is_there_when(tmp_path: Path) -> None:
         ("node,up_s,down_s\n1,2,inf\n", "line 2: down_s"),
         ("node,up_s,down_s\n1,2,2.1\n", "line 2: down_s: expected at least 0.5 s after"),
         ("node,up_s,down_s\n1,2,3\n1,3.5,9\n", "line 3: up_s: expected at least a second after node 1 went"),
-        ("node,up_s,down_s\n1,2,\n1,5,9\n", "line 3: up_s"),
+        (
+            "node,up_s,down_s\n1,2,\n1,5,9\n",
+            "line 3: up_s: expected no further session of node 1, whose last one has an empty down_s and "
+            "goes on to the end, found 5",
+        ),
     ],
 )
 def test_a_trace_that_cannot_be_is_answered_with_its_line(tmp_path: Path, text: str, said: str) -> None:

@@ -297,6 +297,14 @@ def test_a_dial_that_does_not_come_through_is_counted_and_frames_of_a_connection
             {"geography": {"regions": [{"name": "a"}], "delay_s": [[0, 1]]}},
             ["geography.delay_s", "1 rows of 1"],
         ),
+        (
+            {"geography": {"regions": [{"name": "a"}, {"name": "b"}], "delay_s": [[0.0, 1.0]]}},
+            ["geography.delay_s: expected 2 rows of 2 numbers, one for each region, found one row of 2"],
+        ),
+        (
+            {"geography": {"regions": [{"name": "a"}, {"name": "b"}], "delay_s": [[0.0, 1.0], [2]]}},
+            ["found 2 rows of 2, 1"],
+        ),
         ({"geography": {"delay_s": [[-1]]}}, ["geography.delay_s[0][0]", "between 0 and"]),
         ({"network": {"asymmetry": 1}}, ["network.asymmetry", "between 0 and 0.9"]),
     ],
