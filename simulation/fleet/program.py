@@ -34,9 +34,7 @@ from gossip.config import CODECS, LearningConfig
 from gossip.errors import LocalError
 from gossip.learning import gate
 from gossip.learning.trainer import Trainer, train_alone
-from p2pnode.tasks import load_task
-from p2pnode.tasks.partition import ARGUMENTS
-from simulation.fleet.data import Rows, batches, divided
+from simulation.fleet.data import Rows, batch_size, batches, divided, made_task
 from simulation.fleet.layout import shape
 from simulation.fleet.network import (
     Crowd,
@@ -53,8 +51,9 @@ from simulation.fleet.network import (
     shuffled,
 )
 from simulation.fleet.pace import duration, enough, first_wait, starts
+from simulation.fleet.room import check_room
 from simulation.fleet.rows import chosen, take, turned, write
-from simulation.fleet.settings import FleetSettings, Point
+from simulation.fleet.settings import FleetSettings, Point, check
 from simulation.seeds import Seeds
 
 # Nodes in one step of an evaluation: 128 nodes x 360 test rows x 10 classes are 1.8 MB.
@@ -135,13 +134,14 @@ class Fleet:
         devices: Over which it is sharded, of all processes; default: the first one.
 
     Raises:
-        LocalError: the task keeps no rows in memory, or an argument is out of range.
+        LocalError: the task keeps no rows in memory, an argument is out of range, or it cannot fit into memory.
         UserError: there is no such task.
     """
 
     def __init__(self, settings: FleetSettings, *, devices: Sequence[jax.Device] | None = None) -> None:
         if settings.codec not in CODECS:
             raise LocalError(f"expected one of the codecs {', '.join(CODECS)}, got {settings.codec!r}")
+        check(settings)
         self.settings = settings
         seeds = Seeds(settings.seed)
         chosen = list(devices) if devices is not None else jax.devices()[:1]
@@ -150,21 +150,15 @@ class Fleet:
         self._lanes, self._chunks, self._run_rows = shape(settings, self.devices, chosen[0].platform)
         self._slots = 2 * self._lanes * self._chunks  # of one device
         self._halves = 1 if self._chunks == 1 else 2
-        args = {name: given for name, given in settings.args.items() if name not in ARGUMENTS}
-        self._task = load_task(settings.task, args)
+        self._task = made_task(settings)
+        check_room(self._task, settings, chosen)
         self._trainer = Trainer(self._task, seed=settings.genesis_seed)
         self.values = self._trainer.schema.values
         self._shapes = [leaf.shape for leaf in self._trainer.schema.leaves]
         self._ends = np.cumsum([int(np.prod(shape)) for shape in self._shapes])[:-1].tolist()
-        if self.values > LearningConfig().shard_values_max:
-            raise LocalError(
-                f"a model of {self.values} values has several shards; the fleet exchanges whole models"
-            )
         self._rows = self._put(divided(self._task, settings, seeds), _EVERYWHERE)
         self._genesis: _Leaves = self._put(tuple(np.split(self._trainer.genesis, self._ends)), _EVERYWHERE)
-        own = len(next(iter(next(self._task.batches("train", 0)).values())))
-        held = ceil(len(self._rows.train["y"]) / len(self._rows.sizes))
-        self._batch = settings.batch or min(own, held)
+        self._batch = batch_size(self._task, settings)
         gated = settings.gate if settings.gate is not None else settings.attackers > 0
         self._rules = Rules(codec=settings.codec, config=settings.exchange if gated else None)
         self._key = seeds.integer("fleet") % 2**32

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from gossip.config import ExchangeConfig
+from gossip.errors import LocalError
 from simulation.fleet.waiting import waiting
 from simulation.network import RETRANSMIT_S, Probability
 from simulation.scenario import Scenario
@@ -17,6 +18,11 @@ Attack: TypeAlias = Literal["flip", "scale", "noise", "nan", "labels", "alie", "
 # Parts of a round, where nodes have a pace of their own: with four, the answers that a node gives in a round vary by
 # three quarters of what they do in the world.
 _TICKS = 4
+
+# A device has each node in two rows of one array, places that stay empty besides, and rows are counted in int32.
+NODES_MAX = 2**29
+# Ticks are counted in int32, and a round has 64 at most.
+ROUNDS_MAX = 2**25 - 1
 
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Rounds: TypeAlias = Annotated[float, Meta(ge=0, le=1e6)]
@@ -40,8 +46,8 @@ class Pace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One experiment of the fleet. Probabilities are per node and round, or per leg of an exchange."""
 
-    nodes: Annotated[int, Meta(ge=2, le=2**30)] = 500
-    rounds: Count = 500
+    nodes: Annotated[int, Meta(ge=2, le=NODES_MAX)] = 500
+    rounds: Annotated[int, Meta(ge=1, le=ROUNDS_MAX)] = 500
     task: str = "digits"
     # Of the task's factory. `partition`, `alpha` and `seed` of it divide the rows, as in the world.
     args: dict[str, Any] = {}
@@ -111,6 +117,22 @@ class FleetReport(Struct, frozen=True):
     measured: int  # nodes behind `accuracy`
     consensus: float  # of all honest nodes that are up
     curve: list[Point]
+
+
+def check(settings: FleetSettings) -> None:
+    """Checks what no single field says.
+
+    Raises:
+        LocalError: too many nodes or rounds to be counted, or fewer than two honest nodes.
+    """
+    for name, least, most in (("nodes", 2, NODES_MAX), ("rounds", 1, ROUNDS_MAX)):
+        if not least <= getattr(settings, name) <= most:
+            raise LocalError(f"expected {name} from {least} to {most}, got {getattr(settings, name)}")
+    bad = round(settings.attackers * settings.nodes)
+    if bad and bad > settings.nodes - 2:
+        raise LocalError(
+            f"expected attackers to be a share that leaves at least two honest nodes, got {settings.attackers:g}"
+        )
 
 
 def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSettings:

@@ -132,7 +132,7 @@ def test_listing_imports_no_jax() -> None:
             "--nodes-max: expected a whole number between 3 and 65536, found 65537; ",
         ),
         (["fleet", "--lr", "x"], "--lr: expected a number, found 'x'; "),
-        (["fleet", "--set", "a=1"], "--set changes keys of a --scenario; `p2psim fleet --help` tells more"),
+        (["fleet", "--set", "a=1"], "expected task.args.NAME=VALUE, found a=1; `p2psim fleet --help` "),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_too(arguments: list[str], sentence: str) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +20,14 @@ from gossip.learning.learner import Learner
 from simulation.checkers import consensus_distance
 from simulation.cli import main
 from simulation.experiments.run import RealParts
+from simulation.fleet import room
 from simulation.fleet.network import in_runs, present_first
 from simulation.fleet.pace import enough, first_wait, starts
 from simulation.fleet.program import _BEGUN, Fleet
+from simulation.fleet.room import machine_bytes, within_memory
 from simulation.fleet.rows import turned
 from simulation.fleet.scenario import from_scenario
-from simulation.fleet.settings import FleetReport, FleetSettings, Pace, settings_of
+from simulation.fleet.settings import NODES_MAX, FleetReport, FleetSettings, Pace, settings_of
 from simulation.fleet.simulate import simulate
 from simulation.scenario import Scenario, ScenarioError, load, parse
 from simulation.seeds import Seeds
@@ -406,14 +410,19 @@ def test_the_command_takes_a_scenario_and_says_how_to_repeat_it() -> None:
         "--set",
         "task.args.model=logistic",
     ]
-    result = CliRunner().invoke(main, [*command, "--seed", "2", "--every", "30", "--no-central", "--json"])
+    result = CliRunner().invoke(
+        main, [*command, "--nodes", "30", "--seed", "2", "--every", "30", "--no-central", "--json"]
+    )
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["rounds"] == 60
     told, repeat = result.stderr.splitlines()[:2]
     assert told.startswith("p2psim: the fleet leaves out")
+    assert json.loads(result.stdout)["nodes"] == 30
+    assert "--set=nodes=30" in repeat
     assert "--scenario smoke-20 --set=duration_s=30.0" in repeat
     for arguments, part in [
-        (["--nodes", "30"], "--nodes is what the scenario says"),
+        (["--rounds", "30"], "--rounds is what the scenario says"),
+        (["--nodes", "70000"], "nodes: expected a whole number between 2 and 65536"),
         (["--set", "lane=1"], "expected one of"),
     ]:
         result = CliRunner().invoke(main, [*command, *arguments])
@@ -519,11 +528,87 @@ def test_a_mistake_is_one_sentence_and_status_2() -> None:
         (["--devices", "900"], "expected 900 devices"),
         (["--processes", "2"], "--coordinator"),
         (["--codec", "int2"], "int4"),
+        (["--attackers", "1"], "attackers to be a share that leaves at least two honest nodes, got 1"),
+        (["--churn", "nan"], "--churn: expected a number between 0 and 1, found nan"),
+        (["--nodes", "1073741824"], "--nodes: expected a whole number between 2 and 536870912"),
+        (["--rounds", "3000000000"], "--rounds: expected a whole number between 1 and 33554431"),
+        (["--devices", "1000000000000"], "--devices: expected a whole number between 1 and 1024"),
+        (["--hidden", "100000000"], "a model of 7500000010 values has several shards"),
+        (["--batch", "100000"], "batch to be at most 1437"),
+        (["--lr", "inf"], "lr to be a finite number above 0, got inf"),
+        (["--task", "table"], "needs path, which has no default; give it with --set task.args.path=VALUE"),
+        (["--set", "task.args.sigmo=1"], "has no argument sigmo, but part, "),
+        (["--set", "task.args.alpha=x"], "task.args.alpha: expected a number, found text ('x')"),
+        (["--set", "task.args.part=1"], "expected no task.args.part"),
+        (["--set", "task.args.parts=0"], "task.args.parts to be a whole number from 1 up"),
+        (["--set", "task.args.seed=-1"], "cannot be made with seed=-1: expected non-negative integer"),
+        (["--set", "nodes=3"], "expected task.args.NAME=VALUE, found nodes=3"),
+        (["--lr", "1", "--set", "task.args.lr=2"], "expected --lr or --set task.args.lr, found both"),
     ]:
-        result = CliRunner().invoke(main, ["fleet", "--nodes", "8", "--rounds", "2", *arguments])
+        result = CliRunner().invoke(
+            main, ["fleet", "--nodes", "8", "--rounds", "2", *arguments], prog_name="p2psim"
+        )
         assert result.exit_code == 2, (arguments, result.output)
         assert part in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_allocated() -> None:
+    for arguments in (["--nodes", str(NODES_MAX)], ["--local-steps", "1000000000000"]):
+        result = CliRunner().invoke(main, ["fleet", "--model", "logistic", *arguments])
+        assert result.exit_code == 2, result.output
+        needed, available = re.findall(r"(?:need at least|has) (\d+)", result.stderr)
+        assert int(needed) > int(available) == machine_bytes() > 0
+    with pytest.raises(LocalError, match="int32 cannot count"):
+        Fleet(settings(nodes=NODES_MAX, lanes=1))
+
+
+@pytest.mark.parametrize("more", [{}, {"batch": 100, "local_steps": 3}, {"nodes": 3000, "lanes": 100}])
+def test_no_fleet_is_refused_that_would_fit(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The estimate is what XLA itself counts, or less.
+    fleet = ready(**more)
+    counted = fleet._rounds.memory_analysis()
+    assert counted is not None
+    used = counted.argument_size_in_bytes + counted.temp_size_in_bytes
+    monkeypatch.setattr(room, "machine_bytes", lambda: used)
+    room.check_room(fleet._task, fleet.settings, jax.devices()[:1])
+    # And not much less than the state alone, which outlives every round.
+    monkeypatch.setattr(room, "machine_bytes", lambda: counted.alias_size_in_bytes - 100)
+    with pytest.raises(LocalError, match="need at least"):
+        room.check_room(fleet._task, fleet.settings, jax.devices()[:1])
+
+
+def test_memory_that_runs_out_all_the_same_is_one_sentence() -> None:
+    with pytest.raises(LocalError, match=r"too little memory for this fleet: .*\d bytes$"), within_memory():
+        jnp.zeros(2**50, jnp.uint8).block_until_ready()
+    with pytest.raises(RuntimeError, match="something else"), within_memory():
+        raise RuntimeError("something else")
+
+
+def test_exchanges_are_counted_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = simulate(settings(every=20), central=False)
+    # As few in one call of the device as with 10^9 nodes.
+    monkeypatch.setattr("simulation.fleet.simulate._COUNTED_MAX", 150)
+    pieces = simulate(settings(every=20), central=False)
+    assert (pieces.node_updates, pieces.exchanges) == (whole.node_updates, whole.exchanges) == (2400, 2400)
+    assert pieces.curve == whole.curve
+
+
+def test_arguments_of_the_task_that_have_no_option_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b,label\n" + "".join(f"{n % 7},{n % 3},{n % 2}\n" for n in range(60)))
+    command = ["fleet", "--nodes", "8", "--rounds", "2", "--no-central", "--task", "table"]
+    result = CliRunner().invoke(main, [*command, f"--set=task.args.path={file}", "--set=task.args.sigma=1"])
+    assert result.exit_code == 0, result.stderr
+    assert f"--set=task.args.path={file} --set=task.args.sigma=1" in result.stderr.splitlines()[0]
+    assert "all data in one place not measured" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith("; 1 device")
+
+
+def test_fewer_parts_than_nodes_are_parts_of_all_rows() -> None:
+    fleet = Fleet(settings(args={**LOGISTIC, "parts": 4}))
+    assert len(fleet._rows.sizes) == 4
+    assert int(fleet._rows.sizes.sum()) == 1437
 
 
 def test_a_task_without_rows_in_memory_is_refused() -> None:
