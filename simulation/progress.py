@@ -20,7 +20,8 @@ class Progress:
     def tell(self, text: str) -> None:
         """What there is to say now. On a terminal in place of what was said before."""
         if self._bar is not None:
-            self._bar.update(text)
+            # One line whatever the width: the spinner and a space are before it.
+            self._bar.update(text[: max(0, self._bar.console.width - 3)])
         elif monotonic() - self._last >= self._every_s:
             self._last = monotonic()
             click.echo(text, err=True)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -26,7 +27,7 @@ class SwarmTotals(Struct, kw_only=True):
 
     seeds: int = 0  # that are done, well or not
     seeds_asked: int = 0
-    interrupted: bool = False  # by Ctrl-C: all sums are those of the moment
+    interrupted: bool = False  # by Ctrl-C, or because a process died: all sums are those of the moment
     failed: list[str] = []  # messages, each with its commands
     node_hours: float = 0.0
     node_hours_by_pace: dict[str, float] = {}
@@ -57,14 +58,18 @@ def run_many(
         while True:
             if go_on:
                 for one in islice(settings, 2 * jobs - len(waiting)):
-                    waiting[pool.submit(run_seed, one)] = one
+                    try:
+                        waiting[pool.submit(run_seed, one)] = one
+                    except BrokenProcessPool as error:  # those that wait are going to say the same
+                        go_on = told(one, None, error) and go_on
+                        break
             if not waiting:
                 return
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in sorted(done, key=lambda future: int(waiting[future].seed)):
                 one = waiting.pop(future)
-                error = future.exception()
-                go_on = told(one, future.result() if error is None else None, error) and go_on
+                found = future.exception()
+                go_on = told(one, future.result() if found is None else None, found) and go_on
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,8 +152,12 @@ def swarm(
         click.echo(f"options {msgspec.json.encode(drawn).decode()}", err=as_json)
     begun = perf_counter()
     totals = SwarmTotals(seeds_asked=len(seeds))
+    cut: list[int] = []  # seeds that were under way when a process died
 
     def told(one: SwarmSettings, report: SwarmReport | None, error: BaseException | None) -> bool:
+        if isinstance(error, BrokenProcessPool):
+            cut.append(one.seed)
+            return False
         commands = (one.command(), one.shrink_command())
         with ctrl_c_held_back():
             totals.seeds += 1
@@ -179,12 +188,20 @@ def swarm(
             run_many((settings(seed) for seed in seeds), jobs=jobs, told=told)
     except KeyboardInterrupt:
         totals.interrupted = True
+    totals.interrupted |= bool(cut)
     totals.wall_s = perf_counter() - begun
     totals.faults = dict(sorted(totals.faults.items()))
     totals.refused = dict(sorted(totals.refused.items()))
     totals.digests = dict(sorted(totals.digests.items()))
     totals.unseen = [kind for kind in KINDS if kind not in totals.faults]
     click.echo(msgspec.json.encode(totals).decode() if as_json else _told(totals))
+    if cut:
+        click.echo(
+            "p2psim: a process for seeds died, most likely for lack of memory; fewer --jobs may help; not done "
+            f"were the seeds {', '.join(map(str, sorted(cut)))}",
+            err=True,
+        )
+        sys.exit(2)
     if totals.interrupted:
         click.echo(
             f"p2psim: interrupted after {totals.seeds} of {len(seeds)} seeds, {len(totals.failed)} failed",
@@ -211,7 +228,7 @@ def _so_far(totals: SwarmTotals, minutes: float | None) -> str:
         left = min(left, max(0.0, 60.0 * minutes - spent))
     return (
         f"{totals.seeds} of {totals.seeds_asked} seeds, {len(totals.failed)} failed, "
-        f"{totals.node_hours:.1f} node-hours, {totals.virtual_s / spent:.0f} virtual s a second, "
+        f"{totals.node_hours:.1f} node-hours, {totals.virtual_s / spent:.0f} virtual s/s, "
         f"{duration(spent)}, about {duration(left)} left"
     )
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, get_type_hints
 
 import pytest
@@ -122,6 +123,22 @@ def test_ctrl_c_ends_with_the_sums_so_far(here: Callable[[int], None], more: tup
         assert "\nseeds         2 of 9, 0 failed\n" in told.stdout
 
 
+def test_a_process_that_dies_takes_no_sums_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_many(settings: Iterator[Any], *, jobs: int, told: Callable[..., bool]) -> None:
+        one = next(settings)
+        assert told(one, run_seed(one), None)
+        for one in (next(settings), next(settings)):
+            assert not told(one, None, BrokenProcessPool("it died"))
+
+    monkeypatch.setattr(command, "run_many", run_many)
+    told = swarm("--seeds", "0:9", *SMALL, "--json")
+    assert told.exit_code == 2
+    assert told.stderr.splitlines()[-1].startswith("p2psim: a process for seeds died")
+    assert told.stderr.endswith(" not done were the seeds 1, 2\n")
+    totals = json.loads(told.stdout)
+    assert (totals["interrupted"], totals["seeds"], totals["failed"]) == (True, 1, [])
+
+
 def test_progress_tells_how_far_it_is(here: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "PROGRESS_S", 1e9)
     quiet = swarm("--seeds", "0:3", *SMALL, "--json")
@@ -131,7 +148,7 @@ def test_progress_tells_how_far_it_is(here: Callable[[int], None], monkeypatch: 
     lines = [line for line in swarm("--seeds", "0:3", *SMALL).stderr.splitlines() if "of 3 seeds" in line]
     assert [line[:22] for line in lines] == [f"{done} of 3 seeds, 0 failed" for done in (1, 2, 3)]
     assert " node-hours, " in lines[0]
-    assert " virtual s a second, " in lines[0]
+    assert " virtual s/s, " in lines[0]
     assert lines[2].endswith("about 0 s left")
 
 
