@@ -50,3 +50,7 @@ class RemoteError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["RemoteError"], tuple[Reason, str]]:
+        # So that it passes from one process to another; an exception remembers one argument only.
+        return RemoteError, (self.reason, self.detail)

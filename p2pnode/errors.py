@@ -40,3 +40,7 @@ class UserError(Exception):
     def __init__(self, code: ExitCode, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[ExitCode, str]]:
+        # Processes of a sweep hand it over; what cannot be unpickled would end them all.
+        return UserError, (self.code, str(self))

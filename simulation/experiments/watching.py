@@ -103,15 +103,20 @@ def _time(sight: Sight, columns: int) -> Text:
 
 def _figures(sight: Sight, columns: int) -> Iterator[Text]:
     found = sorted(sight.accuracy.values())
+    last = sight.points[-1] if sight.points else None
     if found:
         cuts = [found[round(share * (len(found) - 1))] for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
         names = ("worst", "25 %", "median", "75 %", "best")
         told = "  ".join(f"{name} {100 * cut:.1f} %" for name, cut in zip(names, cuts, strict=True))
         yield Text(f"accuracy    {told}   of {len(found)} nodes")
+    elif last is not None and last.loss is not None:
+        worst = f", worst {last.loss_worst:.4g}" if last.loss_worst is not None else ""
+        yield Text(
+            f"test loss   mean {last.loss:.4g}{worst}   of {last.measured} nodes; accuracy is not measured"
+        )
     else:
         yield Text("accuracy    nobody was tested yet")
     means = [point.mean for point in sight.points if point.mean is not None]
-    last = sight.points[-1] if sight.points else None
     consensus = "not measured yet"
     if last is not None and last.consensus is not None:
         consensus = f"{last.consensus:.4g}"

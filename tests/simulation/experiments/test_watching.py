@@ -127,6 +127,11 @@ def test_nothing_measured_yet_is_said_so() -> None:
     assert "not measured yet" in text
 
 
+def test_a_task_without_accuracy_shows_its_loss() -> None:
+    point = msgspec.structs.replace(POINT, mean=None, quartiles=None, worst=None, loss=1.25, loss_worst=1.5)
+    assert "test loss   mean 1.25, worst 1.5   of 4 nodes" in drawn(sight(points=[point], accuracy={}))
+
+
 def test_without_a_terminal_there_is_plain_progress() -> None:
     arguments = ["run", "smoke-20", "--nodes", "4", "--set", "duration_s=3", "--set", "faults={}", "--watch"]
     result = CliRunner().invoke(main, arguments)

@@ -1,6 +1,9 @@
 """A task of one's own that measures no accuracy is told so, and judged by its loss."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,8 +14,9 @@ from simulation.cli import main
 from simulation.experiments.curves import Curve
 from simulation.experiments.drawings import drawings
 from simulation.experiments.page import page
-from simulation.experiments.results import result
+from simulation.experiments.results import read, result
 
+ROOT = Path(__file__).resolve().parents[3]
 LINE = """
 import numpy as np
 
@@ -99,6 +103,23 @@ def test_a_stop_rule_that_could_never_fire_is_refused(scenario: Path, key: str) 
         f"p2psim: stop.{key}: expected a task that reports a metric called accuracy, found line_of_a_test:make, "
         "which reports mse"
     )
+
+
+def test_a_sweep_of_it_writes_down_why_its_runs_failed(scenario: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    # Processes for runs look for the task in the folder where they are started.
+    arguments = ["--seeds", "0:1", "--jobs", "1", "--set", "stop.accuracy_mean=0.5", "--out", str(out)]
+    program = "from simulation.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "sweep", str(scenario), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = read(out)
+    assert "stop.accuracy_mean: expected a task that reports a metric called accuracy" in line.failed
 
 
 def test_a_task_that_cannot_have_all_rows_is_told_before_the_run(scenario: Path, tmp_path: Path) -> None:
