@@ -50,7 +50,7 @@ def run_many(
 
     A process of its own for the runs even where there is one job: whatever a broken node raises arrives as a value.
     """
-    from simulation.swarm.run import run_seed
+    from simulation.swarm.run import run_seed_apart
 
     with processes(jobs) as pool:
         waiting: dict[Future[Any], Any] = {}
@@ -59,7 +59,7 @@ def run_many(
             if go_on:
                 for one in islice(settings, 2 * jobs - len(waiting)):
                     try:
-                        waiting[pool.submit(run_seed, one)] = one
+                        waiting[pool.submit(run_seed_apart, one)] = one
                     except BrokenProcessPool as error:  # those that wait are going to say the same
                         go_on = told(one, None, error) and go_on
                         break
@@ -135,7 +135,7 @@ def swarm(
     While faults strike, checkers watch for what must never happen; then the faults stop, and the network has to
     become whole. Exit status 1 where a seed failed, with the command that repeats it. Ctrl-C ends with the sums so far.
     """
-    from simulation.swarm.run import SwarmReport, SwarmSettings, so_far
+    from simulation.swarm.run import SeedFailedError, SwarmReport, SwarmSettings
 
     def settings(seed: int) -> SwarmSettings:
         return SwarmSettings(
@@ -162,11 +162,10 @@ def swarm(
         with ctrl_c_held_back():
             totals.seeds += 1
             if error is not None:
-                why = _why(error, commands[0])
                 totals.failed.append(
-                    f"seed {one.seed}: {why}; replay with: {commands[0]}; shrink with: {commands[1]}"
+                    f"seed {one.seed}: {error}; replay with: {commands[0]}; shrink with: {commands[1]}"
                 )
-                report = so_far(error)
+                report = error.so_far if isinstance(error, SeedFailedError) else None
             if report is not None:
                 _add(totals, report, held=error is None)
             totals.wall_s = perf_counter() - begun
@@ -174,7 +173,7 @@ def swarm(
                 # Where the sums are going to be, once; they only count it. JSON has it, too, for programs.
                 with line.aside():
                     click.echo(
-                        f"FAILED: seed {one.seed}: {why}\n"
+                        f"FAILED: seed {one.seed}: {error}\n"
                         f"  repeat with: {commands[0]}\n  shrink with: {commands[1]}",
                         err=as_json,
                     )
@@ -210,14 +209,6 @@ def swarm(
         sys.exit(INTERRUPTED)
     if totals.failed:
         sys.exit(1)
-
-
-def _why(error: BaseException, command: str) -> str:
-    """What went wrong, without the command that a checker adds."""
-    text = str(error)
-    why = text.removesuffix(f"; replay with: {command}")
-    # Where a node broke, the checkers had nothing to say.
-    return why if why != text else f"{type(error).__name__}: {text}"
 
 
 def _so_far(totals: SwarmTotals, minutes: float | None) -> str:
@@ -302,7 +293,8 @@ def shrink(
 
         def told(_: SwarmSettings, report: object, error: BaseException | None) -> bool:
             if error is not None:
-                seen.append(f"{type(error).__name__}: {error}")
+                died = isinstance(error, BrokenProcessPool)
+                seen.append(f"its process died: {error}" if died else str(error))
             return True
 
         run_many(iter([one]), jobs=1, told=told)

@@ -28,7 +28,7 @@ LOOKS = 20
 AGREEMENT = {"f32": 1e-3, "int8": 0.03, "int4": 0.3}
 # The models' distance from the reference is at least this, per value (root mean square), for the above.
 SCALE_RMS = 0.1
-# The attribute of an exception, which travels with it from a process for runs.
+# The attribute of an exception.
 _SO_FAR = "_swarm_so_far"
 
 
@@ -108,7 +108,7 @@ def patience_s(options: SwarmOptions) -> float:
 
 
 def run_seed(settings: SwarmSettings) -> SwarmReport:
-    """Raises ViolationError, or whatever a broken node raises; `so_far` finds in it what happened until then."""
+    """Raises ViolationError, or whatever a broken node raises."""
     options = settings.options()
     seeds = Seeds(settings.seed)
     parts = SyntheticParts(options, seeds)
@@ -126,10 +126,49 @@ def run_seed(settings: SwarmSettings) -> SwarmReport:
     return report()
 
 
-def so_far(error: BaseException) -> SwarmReport | None:
-    """Of a seed that failed: what it came to; None where it did not even begin."""
-    found = vars(error).get(_SO_FAR)
-    return found if isinstance(found, SwarmReport) else None
+class SeedFailedError(Exception):
+    """A seed failed, told in a way that passes from one process to another, which not every exception does.
+
+    Args:
+        what: Went wrong, in words.
+        so_far: What the seed came to until then; None where it did not even begin.
+    """
+
+    def __init__(self, what: str, so_far: SwarmReport | None) -> None:
+        super().__init__(what, so_far)
+        self.what = what
+        self.so_far = so_far
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def run_seed_apart(settings: SwarmSettings) -> SwarmReport:
+    """`run_seed` in a process for runs. Raises SeedFailedError, whatever went wrong."""
+    with _Told(settings.command()):
+        return run_seed(settings)
+
+
+class _Told:
+    """Makes whatever leaves it a SeedFailedError."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
+        text = str(error)
+        if isinstance(error, ViolationError):
+            what = text.removesuffix(f"; replay with: {self._command}")
+        else:  # a node broke, and the checkers had nothing to say
+            what = f"{type(error).__name__}: {text}"
+        raise SeedFailedError(what, vars(error).get(_SO_FAR)) from None
 
 
 class _Remembered:
