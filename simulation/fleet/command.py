@@ -272,6 +272,8 @@ def _from_scenario(
             raise click.UsageError(f"{parameter.opts[0]} is what the scenario says; change it with --set")
     chosen = {str(one.name): fields[str(one.name)] for one in given if one.name in free}
     if any(one.name == "nodes" for one in given):
+        if any(one.partition("=")[0].strip() == "nodes" for one in overrides):
+            raise click.UsageError("--nodes: expected either it or --set nodes=, found both")
         overrides = (*overrides, f"nodes={fields['nodes']}")
     try:
         loaded = load(name, overrides)

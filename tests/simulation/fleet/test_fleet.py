@@ -423,6 +423,7 @@ def test_the_command_takes_a_scenario_and_says_how_to_repeat_it() -> None:
     for arguments, part in [
         (["--rounds", "30"], "--rounds is what the scenario says"),
         (["--nodes", "70000"], "nodes: expected a whole number between 2 and 65536"),
+        (["--nodes", "30", "--set", "nodes=4"], "either it or --set nodes=, found both"),
         (["--set", "lane=1"], "expected one of"),
     ]:
         result = CliRunner().invoke(main, [*command, *arguments])
