@@ -34,8 +34,8 @@ HEAD = """# Catch table
 
 Written by `make catch`: do not edit. Each line is one fault that was planted in a copy of the code, and what the
 [swarm](simulation.md#swarm) said to it, with {seeds} seeds of at most {nodes} honest nodes and rounds of seconds, and
-then {hours} seeds of hours. A seed counts only where it holds without the fault. "After" is wall time on the
-machine at hand, which had other things to do, too. Faults that were not caught show where the swarm is blind.
+then {hours} seeds of hours. A seed counts only where it holds without the fault. "After" is wall time, with as
+many faults at a time as the machine has cores. Faults that were not caught show where the swarm is blind.
 
 {caught} of {all} caught.
 
