@@ -87,6 +87,15 @@ def test_rows_that_move_in_runs_still_meet_everybody() -> None:
     assert np.mean(found) ** (1 / 7) == pytest.approx((nodes - 4) / (4 * (nodes - 1)), rel=0.05)
 
 
+@pytest.mark.parametrize("lanes", [0, 5])
+def test_who_meets_nobody_keeps_its_own_weights(lanes: int) -> None:
+    fleet = ready(args=FROZEN, nodes=60, lanes=lanes, loss=1.0)
+    x = np.random.default_rng(0).normal(size=(60, fleet.values)).astype(np.float32)
+    fleet.place(x)
+    fleet.advance(3)
+    assert np.array_equal(fleet.weights(), x)
+
+
 def test_loss_slows_mixing_as_the_formula_says() -> None:
     nodes, loss = 200, 0.3
     fleet = ready(args=FROZEN, nodes=nodes, loss=loss)
