@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from math import isinf
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from simulation.experiments.figures import FIGURES, Better, Figure
+from simulation.experiments.figures import Better, Figure, figures_of
 from simulation.experiments.intervals import Interval, difference, interval
 from simulation.experiments.results import Result, flat, read
 from simulation.experiments.sweep import Job
@@ -65,7 +66,7 @@ class Row(Struct, frozen=True):
     name: str
     a: Interval | None
     b: Interval | None
-    difference: Interval | None  # b - a; None: not measured by two runs of each
+    difference: Interval | None  # b - a; None: not measured by two runs of each, or not finite
     paired: bool
     verdict: str
 
@@ -160,7 +161,8 @@ def side(text: str, results: Sequence[Result]) -> Side:
 
 def compare(a: Side, b: Side) -> list[Row]:
     """All figures, with 95 % confidence intervals."""
-    return [_row(figure, figure.of(a.results), figure.of(b.results)) for figure in FIGURES]
+    figures = figures_of([*a.results, *b.results])
+    return [_row(figure, figure.of(a.results), figure.of(b.results)) for figure in figures]
 
 
 def settings_that_differ(a: Side, b: Side) -> dict[str, list[Any]]:
@@ -172,6 +174,10 @@ def _row(figure: Figure, a: Mapping[int, float], b: Mapping[int, float]) -> Row:
     of_a, of_b = (interval(list(values.values())) if values else None for values in (a, b))
     if len(a) < 2 or len(b) < 2:
         return Row(figure.key, figure.name, of_a, of_b, None, False, "not measured")
+    infinite = [name for name, one in (("A", of_a), ("B", of_b)) if one is not None and isinf(one.mean)]
+    if infinite:
+        verdict = f"{' and '.join(infinite)} not finite"
+        return Row(figure.key, figure.name, of_a, of_b, None, False, verdict)
     found, paired = difference(a, b)
     return Row(figure.key, figure.name, of_a, of_b, found, paired, _verdict(figure, found))
 

@@ -145,8 +145,7 @@ def _told(a: "Side", b: "Side", rows: "list[Row]", differ: dict[str, list[object
             if row.difference
         }
     )
+    points = ", of accuracies in points" if any(row.key.startswith("accuracy.") for row in rows) else ""
     if ways:
-        lines.append(
-            f"± is half of the 95 % confidence interval, of accuracies in points; B - A {' and '.join(ways)}"
-        )
+        lines.append(f"± is half of the 95 % confidence interval{points}; B - A {' and '.join(ways)}")
     return "\n".join(lines)

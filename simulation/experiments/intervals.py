@@ -6,7 +6,7 @@ not assume that both sides scatter alike (B. L. Welch, Biometrika 34, 1947).
 """
 
 from collections.abc import Mapping, Sequence
-from math import inf, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from statistics import fmean, variance
 
 from msgspec import Struct
@@ -31,8 +31,8 @@ class Interval(Struct, frozen=True):
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean of independent observations; at least one."""
-    if len(values) < 2:
+    """Mean of independent observations; at least one. An infinite one makes it infinite, and how sure it is unknown."""
+    if len(values) < 2 or not all(isfinite(value) for value in values):
         return Interval(fmean(values), nan, len(values))
     return Interval(fmean(values), _t(len(values) - 1) * sqrt(variance(values) / len(values)), len(values))
 

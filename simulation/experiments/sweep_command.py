@@ -193,21 +193,22 @@ def table(jobs: Sequence["Job"], results: Sequence["Result"], varied: Sequence[s
         jobs: Each with its result, in the same order; the last of a job's changes are the values that vary.
         varied: Their keys.
     """
-    from simulation.experiments.figures import FIGURES
+    from simulation.experiments.figures import figures_of
 
     groups: dict[tuple[str, ...], list[Result]] = {}
     for job, one in zip(jobs, results, strict=True):
         # As they were typed: what became of them (a preset, a table with its defaults) is long, and nobody's words.
         chosen = job.changes[len(job.changes) - len(varied) :]
         groups.setdefault(tuple(change.partition("=")[2] for change in chosen), []).append(one)
-    rows = [[*varied, "seeds", *(figure.name for figure in FIGURES), "failed"]]
+    figures = figures_of(results)
+    rows = [[*varied, "seeds", *(figure.name for figure in figures), "failed"]]
     for values, group in groups.items():
         good = [one for one in group if not one.failed]
         rows.append(
             [
                 *values,
                 str(len(good)),
-                *(figure.shown(figure.interval(good)) for figure in FIGURES),
+                *(figure.shown(figure.interval(good)) for figure in figures),
                 str(len(group) - len(good)),
             ]
         )

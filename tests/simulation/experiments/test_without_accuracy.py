@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from simulation.cli import main
+from simulation.experiments.compare import compare, side
 from simulation.experiments.curves import Curve
 from simulation.experiments.drawings import drawings
 from simulation.experiments.page import page
-from simulation.experiments.results import read, result
+from simulation.experiments.results import Result as Line
+from simulation.experiments.results import appending, read, result
+from simulation.experiments.sweep import jobs_of
+from simulation.experiments.sweep_command import table
 
 ROOT = Path(__file__).resolve().parents[3]
 LINE = """
@@ -137,3 +142,74 @@ def test_a_loss_that_is_not_finite_is_not_lost_in_the_mean(scenario: Path, tmp_p
     (tmp_path / "steep_line_of_a_test.py").write_text(LINE.replace("return square,", "return square / 0,"))
     lines = invoke(str(scenario), "--no-curve", "--set", "task.name=steep_line_of_a_test:make").stdout
     assert "test loss           mean inf, worst inf" in lines
+
+
+# --- tables of many runs ------------------------------------------------------------------------------
+
+
+def line(seed: int, loss: float | None, *, accuracy: float | None = None, **scenario: object) -> Line:
+    """One run; a loss of None is one that was not finite."""
+    report = {
+        "accuracy": {"mean": accuracy, "worst": accuracy, "central": None},
+        "loss": {"mean": loss, "worst": None if loss is None else 2 * loss, "central": None},
+        "consensus": 0.25,
+    }
+    return result({"name": "line", **scenario}, seed, "p2psim run line.toml", report=report)
+
+
+def rows(results: list[Line]) -> list[list[str]]:
+    """Cells of the table of a sweep over two sizes with two seeds."""
+    jobs = jobs_of("smoke-20", (), ("nodes=4,5",), range(2))
+    told = table(jobs, results, ["nodes"])
+    return [re.split(r"  +", text.strip()) for text in told.splitlines()[:3]]
+
+
+def test_a_sweep_shows_the_loss_where_no_run_has_an_accuracy() -> None:
+    heads, four, five = rows([line(0, 0.5), line(1, 0.7), line(0, 0.125), line(1, None)])
+    assert heads[:5] == ["nodes", "seeds", "test loss, mean", "test loss, worst", "consensus distance"]
+    assert four[:4] == ["4", "2", "0.6 ± 1.271", "1.2 ± 2.541"]
+    assert five[:4] == ["5", "2", "inf", "inf"], "what was not finite is not lost in the mean"
+
+
+def test_a_sweep_shows_accuracies_alone_where_all_runs_have_them() -> None:
+    heads, four, _ = rows([line(seed, 0.5, accuracy=0.9) for seed in (0, 1, 0, 1)])
+    assert heads[2:5] == ["accuracy, mean", "accuracy, worst", "consensus distance"]
+    assert four[2] == "90.00% ± 0.00%"
+
+
+def test_a_sweep_over_tasks_with_and_without_accuracy_shows_both() -> None:
+    heads, four, five = rows(
+        [line(seed, 0.5, accuracy=0.9) for seed in (0, 1)] + [line(0, 0.25), line(1, 0.25)]
+    )
+    assert heads[2:6] == ["accuracy, mean", "accuracy, worst", "test loss, mean", "test loss, worst"]
+    assert four[2:5] == ["90.00% ± 0.00%", "90.00% ± 0.00%", "0.5 ± 0"]
+    assert five[2:5] == ["–", "–", "0.25 ± 0"]
+
+
+def test_a_comparison_judges_by_the_loss_where_no_run_has_an_accuracy(tmp_path: Path) -> None:
+    worse = side("a", [line(seed, 0.5 + 0.01 * seed) for seed in range(4)])
+    better = side("b", [line(seed, 0.3 + 0.01 * seed, nodes=3) for seed in range(4)])
+    found = {row.key: row for row in compare(worse, better)}
+    assert list(found)[:3] == ["loss.mean", "loss.worst", "consensus"]
+    mean = found["loss.mean"]
+    assert mean.difference is not None
+    assert mean.difference.mean == pytest.approx(-0.2)
+    assert (mean.paired, mean.verdict) == (True, "B better")
+    assert found["loss.worst"].verdict == "B better"
+
+    diverged = side("c", [line(0, None), *worse.results[1:]])
+    verdicts = [
+        {row.key: row.verdict for row in compare(*pair)} for pair in ((diverged, better), (better, diverged))
+    ]
+    assert [one["loss.mean"] for one in verdicts] == ["A not finite", "B not finite"]
+
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, one in zip(paths, (worse, better), strict=True):
+        with appending(path) as file:
+            for entry in one.results:
+                file.append(entry)
+    told = CliRunner().invoke(main, ["compare", *map(str, paths)]).stdout
+    assert re.search(
+        r"^test loss, mean +0.515 ± 0.02054 +0.315 ± 0.02054 +-0.2 ± \S+ +B better$", told, re.MULTILINE
+    )
+    assert "accurac" not in told
