@@ -3,7 +3,7 @@
 None of it is a mistake, a control run with `adversaries.share=0` least of all, so that it is said and never refused.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 
 from msgspec import Struct
@@ -12,6 +12,8 @@ from simulation.churn import ChurnSettings
 from simulation.network import PRESETS
 from simulation.scenario import Scenario
 
+# Lines about the combinations of a sweep; after so many nobody reads on.
+SHARED_MAX = 20
 # Keys of [churn] that a model does not look at.
 _UNREAD = {
     "none": ChurnSettings.__struct_fields__[1:],
@@ -24,6 +26,25 @@ _UNREAD = {
 def notes(scenario: Scenario) -> list[str]:
     """One sentence for each setting that can have no effect in this scenario; keys at their defaults are none."""
     return [*_dates(scenario), *_shares(scenario), *_switched_off(scenario)]
+
+
+def shared_notes(scenarios: Mapping[str, Scenario]) -> list[str]:
+    """The notes of many scenarios, each once; what is not true of all says of how many, and of which first.
+
+    Args:
+        scenarios: What people call it -> a scenario.
+    """
+    found: dict[str, list[str]] = {}
+    for name, scenario in scenarios.items():
+        for note in notes(scenario):
+            found.setdefault(note, []).append(name)
+    total = len(scenarios)
+    told = [
+        note if len(names) == total else f"{note} (in {len(names)} of {total} combinations, as {names[0]})"
+        for note, names in found.items()
+    ]
+    more = len(told) - SHARED_MAX
+    return told if more <= 0 else [*told[:SHARED_MAX], f"and {more} more like these"]
 
 
 def _dates(scenario: Scenario) -> Iterator[str]:

@@ -2,17 +2,18 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from simulation.interrupt import INTERRUPTED
+from simulation.notes import shared_notes
 from simulation.progress import Progress, duration, progress
-from simulation.scenario import ScenarioError
+from simulation.scenario import Scenario, ScenarioError, describe, load
 from simulation.seeds_option import SeedRange
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ def sweep(
     try:
         changes = (*overrides, *_nodes(nodes, vary=vary, overrides=overrides))
         wanted = jobs_of(scenario, changes, vary, seeds, curve=not no_curve)
-        results = _sweep(wanted, processes, out, csv_file)
+        scenarios: dict[tuple[str, ...], Scenario] = {}
+        for job in wanted:
+            if job.changes not in scenarios:
+                scenarios[job.changes] = load(scenario, job.changes)
+        results = _sweep(wanted, scenarios, processes, out, csv_file, varied=len(vary))
         if csv_file is not None:
             write_csv(csv_file, results)
     except (ScenarioError, SweepError, ResultsError) as error:
@@ -103,19 +108,32 @@ def _nodes(nodes: int | None, *, vary: Sequence[str], overrides: Sequence[str]) 
     return [f"nodes={nodes}"]
 
 
-def _sweep(wanted: Sequence["Job"], processes: int, out: Path, csv_file: Path | None) -> list["Result"]:
-    """Makes what is missing in the file; returns the results of all jobs, in their order."""
+def _sweep(
+    wanted: Sequence["Job"],
+    scenarios: Mapping[tuple[str, ...], Scenario],
+    processes: int,
+    out: Path,
+    csv_file: Path | None,
+    *,
+    varied: int,
+) -> list["Result"]:
+    """Makes what is missing in the file; returns the results of all jobs, in their order.
+
+    Args:
+        scenarios: Changes of a job -> what it runs.
+        varied: How many of these changes, the last ones, are values that vary.
+    """
     from simulation.experiments.outputs import check_outputs, files_of
     from simulation.experiments.results import appending, read, result, run_key
     from simulation.experiments.sources import program
-    from simulation.experiments.sweep import SweepError, described, make_all
+    from simulation.experiments.sweep import SweepError, make_all
 
-    trees: dict[tuple[str, ...], dict[str, Any]] = {}
-    for job in wanted:
-        if job.changes not in trees:
-            trees[job.changes] = described(job)
+    trees = {changes: describe(loaded) for changes, loaded in scenarios.items()}
     inputs = {path for tree in trees.values() for path in files_of(wanted[0].scenario, tree)}
     check_outputs({"--out": out, "--csv": csv_file}, sorted(inputs))
+    named = {", ".join(changes[len(changes) - varied :]): loaded for changes, loaded in scenarios.items()}
+    for note in shared_notes(named):
+        click.echo(f"note: {note}", err=True)
     keys = {job: run_key(trees[job.changes], job.seed) for job in wanted}
     with appending(out) as file:
         if file.dropped_bytes:

@@ -246,6 +246,7 @@ def _from_scenario(
 ) -> tuple[FleetSettings, list[str]]:
     """Settings, and the command that gives them; what is left out is told. Ends with a sentence where it cannot be."""
     from simulation.fleet.scenario import from_scenario
+    from simulation.notes import notes
     from simulation.scenario import ScenarioError, load
 
     context = click.get_current_context()
@@ -282,6 +283,8 @@ def _from_scenario(
     except ScenarioError as error:
         click.echo(f"p2psim: {error}", err=True)
         sys.exit(2)
+    for note in notes(loaded):
+        click.echo(f"note: {note}", err=True)
     if left_out:
         click.echo(f"p2psim: the fleet leaves out what the scenario says of {', '.join(left_out)}", err=True)
     words = ["p2psim", "fleet", "--scenario", name, *(f"--set={one}" for one in overrides)]

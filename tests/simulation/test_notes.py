@@ -1,12 +1,15 @@
 """What a scenario asks for in vain is said, in one sentence each; what it does not ask for is not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from simulation.cli import main
-from simulation.notes import notes
+from simulation.experiments.results import appending, result
+from simulation.experiments.sweep import described, jobs_of
+from simulation.notes import SHARED_MAX, notes, shared_notes
 from simulation.scenario import Scenario, load, parse, shipped
 
 
@@ -136,5 +139,43 @@ def test_a_run_says_its_notes_first_and_goes_on() -> None:
         "note: faults.away_s_mean, faults.start_s, faults.stop_s: without effect, because faults.churn and "
         "faults.crash are 0",
         "note: faults.silence_s: without effect, because no machine goes and no cable is cut",
+    ]
+    assert "note" not in done.stdout
+
+
+# --- of the other commands ----------------------------------------------------------------------------
+
+
+def test_of_many_scenarios_each_note_is_told_once_and_says_where_it_holds() -> None:
+    shares = {
+        f"faults.crash={share}": scenario(faults={"crash": share, "away_s_mean": 3.0}) for share in (0, 0.5)
+    }
+    assert shared_notes(shares) == [
+        "faults.away_s_mean: without effect, because faults.churn and faults.crash are 0 "
+        "(in 1 of 2 combinations, as faults.crash=0)"
+    ]
+    late = {f"nodes={count}": scenario(nodes=count, start_s=11.0) for count in (4, 5)}
+    assert shared_notes(late) == notes(late["nodes=4"])
+    many = {str(count): scenario(faults={"crash": count / 1000}) for count in range(1, SHARED_MAX + 11)}
+    assert len(shared_notes(many)) == SHARED_MAX + 1
+    assert shared_notes(many)[-1] == "and 10 more like these"
+
+
+def test_a_sweep_says_the_notes_of_what_it_runs_once(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    vary, seeds = ("faults.crash=0,0.1", "start_s=1,50"), range(3)
+    with appending(out) as file:  # all runs are there already, so that none is made
+        for job in jobs_of("smoke-20", ("faults.churn=0",), vary, seeds):
+            file.append(result(described(job), job.seed, job.command(), report={"consensus": 0.1}))
+    varied = [argument for text in vary for argument in ("--vary", text)]
+    arguments = ["sweep", "smoke-20", "--set", "faults.churn=0", *varied, "--seeds", "0:3", "--out", str(out)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert said == [
+        "note: faults.away_s_mean, faults.start_s, faults.stop_s: without effect, because faults.churn and "
+        "faults.crash are 0 (in 2 of 4 combinations, as faults.crash=0, start_s=1)",
+        "note: start_s: the run ends at 30 s, so that nodes that start later, until 50 s, never do "
+        "(in 2 of 4 combinations, as faults.crash=0, start_s=50)",
     ]
     assert "note" not in done.stdout

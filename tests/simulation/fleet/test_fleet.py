@@ -410,7 +410,7 @@ def test_liars_of_a_scenario_lie_in_the_fleet_and_the_other_villains_are_told() 
     assert "adversaries.kinds but poison_nan" in left_out
 
 
-def test_the_command_takes_a_scenario_and_says_how_to_repeat_it() -> None:
+def test_the_command_takes_a_scenario_says_its_notes_and_how_to_repeat_it() -> None:
     command = [
         "fleet",
         "--scenario",
@@ -419,13 +419,16 @@ def test_the_command_takes_a_scenario_and_says_how_to_repeat_it() -> None:
         "duration_s=30.0",
         "--set",
         "task.args.model=logistic",
+        "--set",
+        "stop.every_s=7",
     ]
     result = CliRunner().invoke(
         main, [*command, "--nodes", "30", "--seed", "2", "--every", "30", "--no-central", "--json"]
     )
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["rounds"] == 60
-    told, repeat = result.stderr.splitlines()[:2]
+    note, told, repeat = result.stderr.splitlines()[:3]
+    assert note == "note: stop.every_s: without effect, because no rule to stop is given"
     assert told.startswith("p2psim: the fleet leaves out")
     assert json.loads(result.stdout)["nodes"] == 30
     assert "--set=nodes=30" in repeat
