@@ -210,6 +210,7 @@ def check_task(scenario: Scenario, source: str) -> None:
     """
     from p2pnode.errors import UserError
     from p2pnode.tasks import load_task, task_factory, task_names
+    from simulation.task_faults import TaskFaultError, TaskFaults
 
     task = scenario.task
     names = task_names()
@@ -217,7 +218,8 @@ def check_task(scenario: Scenario, source: str) -> None:
         want = f"one of {', '.join(names)}, or module:factory of your own"
         raise wrong(source, "task.name", want, task.name, names)
     try:
-        factory = task_factory(task.name)
+        with TaskFaults(task.name, key=""):
+            factory = task_factory(task.name)
     except UserError as error:
         raise ScenarioError(f"{source}: task.name: {error}") from error
     parameters: list[inspect.Parameter] = []
@@ -257,9 +259,11 @@ def check_task(scenario: Scenario, source: str) -> None:
         parts = task.args.get("parts", scenario.nodes)
         # Where there are fewer parts than nodes, several hold the same rows.
         last = (scenario.nodes - 1) % parts if isinstance(parts, int) and parts > 0 else 0
-        load_task(task.name, {"parts": parts, "seed": 0, **task.args, "part": last})
+        with TaskFaults(task.name, key=""):
+            load_task(task.name, {"parts": parts, "seed": 0, **task.args, "part": last})
     except UserError as error:
-        reason = error.__cause__ or error  # without the list of all arguments
+        # Without the list of all arguments.
+        reason = error if isinstance(error, TaskFaultError) else error.__cause__ or error
         if isinstance(reason, OSError) and reason.filename:
             reason = ScenarioError(f"{reason.filename}: cannot be read: {reason.strerror}")
         raise ScenarioError(f"{source}: task.args: {reason}") from error

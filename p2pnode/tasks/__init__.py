@@ -72,6 +72,12 @@ def task_names() -> list[str]:
     return sorted(_targets())
 
 
+def own_module(spec: str) -> str:
+    """Name of the module that a task of somebody's own comes from; empty for ours, and where no task is named so."""
+    module = (spec if ":" in spec else _targets().get(spec, "")).partition(":")[0]
+    return "" if module in (target.partition(":")[0] for target in BUILT_IN.values()) else module
+
+
 def task_factory(spec: str) -> Callable[..., Any]:
     """The function that makes the task `spec`. Imports the user's module.
 

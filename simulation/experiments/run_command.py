@@ -183,6 +183,7 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
     """
     from p2pnode.errors import UserError
     from simulation.experiments.run import run
+    from simulation.task_faults import TaskFaults
 
     begun = perf_counter()
 
@@ -204,7 +205,11 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
             click.echo(f"p2psim: {sentence}", err=True)
 
     try:
-        with _screen(loaded, seed) if watch else nullcontext() as screen, _interrupts(screen) as interrupt:
+        with (
+            _screen(loaded, seed) if watch else nullcontext() as screen,
+            _interrupts(screen) as interrupt,
+            TaskFaults(loaded.task.name),
+        ):
 
             def glance(world: "World", recorder: "Recorder | None") -> bool:
                 if screen is not None and recorder is not None:

@@ -168,26 +168,31 @@ def described(job: Job) -> dict[str, Any]:
 def make(job: Job) -> Made:
     """Makes one run; called in a process for runs.
 
-    Whatever a broken node raises leaves this function and arrives as the future's exception; only violations, which
-    are a result, are told apart.
+    Whatever a broken node raises leaves this function and arrives as the future's exception; only violations and what
+    is the task's fault, which are results, are told apart.
     """
     import jax
     import msgspec
 
+    from p2pnode.errors import UserError
     from simulation.checkers import ViolationError
     from simulation.experiments.run import run
+    from simulation.task_faults import TaskFaults
 
     loaded = load(job.scenario, job.changes)
     key = run_key(describe(loaded), job.seed)
     try:
-        report = run(
-            loaded,
-            job.seed,
-            replay=job.command(),
-            measure_every_s=loaded.duration_s / POINTS if job.curve else 0.0,
-        )
+        with TaskFaults(loaded.task.name):
+            report = run(
+                loaded,
+                job.seed,
+                replay=job.command(),
+                measure_every_s=loaded.duration_s / POINTS if job.curve else 0.0,
+            )
     except ViolationError as error:
         return Made(job, key, failed=f"{VIOLATION}: {error}")
+    except UserError as error:
+        return Made(job, key, failed=str(error))
     finally:
         # Of every run its own functions are compiled: thousands of them would fill the memory.
         jax.clear_caches()  # type: ignore[no-untyped-call]  # of the library

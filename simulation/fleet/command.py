@@ -140,12 +140,13 @@ def fleet(
 
     from gossip.errors import LocalError
     from p2pnode.errors import UserError
+    from simulation.task_faults import TaskFaults
 
     told = process == 0
     try:
         check(settings)
         click.echo(f"seed {settings.seed}; repeat with: {shlex.join(words)}", err=True)
-        with _quiet(coordinator is not None):
+        with _quiet(coordinator is not None), TaskFaults(settings.task):
             meshed = _devices(devices, coordinator, processes, process)
 
             from simulation.fleet.simulate import simulate

@@ -259,7 +259,8 @@ def test_what_fails_is_recorded_with_its_command_and_tried_again(tmp_path: Path)
     assert broken.returncode == 1, broken.stderr
     assert "2 of 2 runs, 2 failed" in broken.stderr
     assert "repeat with: p2psim run smoke-20 --seed 1" in broken.stderr
-    assert [one.failed for one in read(out)] == ["ArithmeticError: it broke"] * 2
+    why = "task.name: breakable.py, line 16, in batches: ArithmeticError: it broke"
+    assert [one.failed for one in read(out)] == [why] * 2
     died = sweep(out, *arguments, BREAK="exit")
     assert died.returncode == 2
     assert "a process for runs died" in died.stderr.splitlines()[-1]

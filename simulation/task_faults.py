@@ -1,0 +1,107 @@
+"""Whose fault it was: a person's own task that raises ends a run with a sentence, what is ours keeps its traceback.
+
+What an exception passed through says it. A task's functions are called by JAX, from several places, on several threads,
+and may raise whatever Python can; so nothing is caught by its kind, as the daemon does, which calls them at one place.
+"""
+
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import CodeType, TracebackType
+
+from p2pnode.errors import ExitCode, UserError
+from p2pnode.printable import printable
+from p2pnode.tasks import own_module
+
+OUR_PACKAGES = ("crypto", "gossip", "p2pnode", "simulation")
+# Where what a task returned is used for the first time: what is wrong with it is seen there.
+_FIRST_USES = (
+    "gossip.learning.trainer.",
+    "gossip.learning.learner.Learner.train_input",
+    "simulation.fleet.data.",
+    "simulation.fleet.room._",
+)
+_LIBRARIES = ("site-packages", "dist-packages")
+
+
+class TaskFaultError(UserError):
+    """A task of somebody's own raised, or gave what nobody can work with; one sentence, the cause beside it."""
+
+
+class TaskFaults:
+    """A context in which a person's own task is called; its exceptions leave as TaskFaultError, all others as they are.
+
+    Args:
+        spec: The task, as `p2pnode.tasks.load_task` takes it.
+        key: What the sentence begins with.
+    """
+
+    def __init__(self, spec: str, *, key: str = "task.name") -> None:
+        self._spec = spec
+        self._key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        sentence = _sentence(self._spec, error)
+        if sentence:
+            raise TaskFaultError(
+                ExitCode.TASK, f"{self._key}: {sentence}" if self._key else sentence
+            ) from error
+
+
+def _sentence(spec: str, error: Exception) -> str:
+    """Empty where it is no fault of the task."""
+    # JAX's messages are essays; their first lines say what.
+    first = str(error).strip().partition("\n")[0]
+    what = f"{type(error).__name__}: {printable(first)}" if first else type(error).__name__
+    own = _own_files(spec)
+    code: CodeType | None = None
+    at, last = 0, ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if _is_theirs(Path(frame.f_code.co_filename), module, own):
+            code, at = frame.f_code, line
+        if module.partition(".")[0] in OUR_PACKAGES:
+            last = f"{module}.{frame.f_code.co_qualname}"
+    if code is not None:
+        return f"{_place(code, at)}: {what}"
+    if own_module(spec) and last.startswith(_FIRST_USES):
+        return f"{printable(spec)} breaks its contract, which `p2pnode check-task` tries alone: {what}"
+    return ""
+
+
+def _own_files(spec: str) -> tuple[Path, ...]:
+    """The file, and the folder of the package, that a task not built in was taken from."""
+    module = sys.modules.get(own_module(spec))
+    if module is None:
+        return ()
+    top = module.__name__.partition(".")[0]
+    folders = [] if top in OUR_PACKAGES else list(getattr(sys.modules.get(top), "__path__", []))
+    return tuple(Path(one) for one in (getattr(module, "__file__", None), *folders) if one)
+
+
+def _is_theirs(path: Path, module: str, own: tuple[Path, ...]) -> bool:
+    """Whether code is neither ours nor a library's, or is of the task's own package."""
+    if any(path == one or one in path.parents for one in own):
+        return True
+    if module.partition(".")[0] in OUR_PACKAGES or path.name.startswith("<"):
+        return False
+    standard = (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib")))
+    return not any(one in path.parents for one in standard) and not any(
+        one in path.parts for one in _LIBRARIES
+    )
+
+
+def _place(code: CodeType, line: int) -> str:
+    path = Path(code.co_filename)
+    # As it is imported, since results travel, and where somebody's files are is nobody's business.
+    roots = [one for one in (Path.cwd(), *map(Path, sys.path)) if one in path.parents]
+    shown = path.relative_to(roots[0]) if roots else path
+    return f"{printable(str(shown))}, line {line}, in {code.co_name}"
