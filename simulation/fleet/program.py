@@ -639,6 +639,10 @@ class Fleet:
             right: jax.Array = jnp.float32(0)
             for batch in rows.test:
                 metrics: dict[str, jax.Array] = self._trainer.evaluate_leaves(y, batch)[1]
+                if "accuracy" not in metrics:
+                    raise LocalError(
+                        f"expected a metric called accuracy of the task {self.settings.task!r}, found none"
+                    )
                 right += metrics["accuracy"] * np.float32(len(next(iter(batch.values()))) / total)
             return right
 

@@ -36,7 +36,7 @@ class Whole:
         value, metrics = self.task.loss(params, batch, key)
         if broken("loss") and value > 1:
             value = value + 1
-        return value if broken("pair") else (value, metrics)
+        return value if broken("pair") else (value, {} if broken("metric") else metrics)
 
     def batches(self, split, seed):
         for number, batch in enumerate(self.task.batches(split, seed)):
@@ -145,6 +145,7 @@ def test_a_fault_of_a_task_of_ours_is_ours(scenario: Path, monkeypatch: pytest.M
     [
         ("init", f"task.name: whole_of_a_test.py, line {line_of('return {}')}, in init: KeyError: 'w'"),
         ("pair", f"{CONTRACT}IndexError: Too many indices"),
+        ("metric", "expected a metric called accuracy of the task 'whole_of_a_test:make', found none"),
     ],
 )
 def test_the_fleet_says_so_too(
