@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from simulation.scenario import ScenarioError, load
+from simulation.scenario import Scenario, ScenarioError, describe, load
 from simulation.seeds_option import SeedRange
 
 if TYPE_CHECKING:
@@ -35,12 +35,15 @@ def compare_(a: str, b: str, seeds: range | None, jobs: int | None, as_json: boo
     """
     from simulation.experiments.compare import CompareError, Side, compare, selection, settings_that_differ
     from simulation.experiments.results import ResultsError
-    from simulation.experiments.sweep import SweepError
+    from simulation.experiments.sweep import SweepError, check_stop_rules
 
     try:
         # Both are looked at before a run of either is made, which may take hours.
         ready = [_checked(selection(text), seeds) for text in (a, b)]
-        sides = [one if isinstance(one, Side) else _made(one, jobs or os.cpu_count() or 1) for one in ready]
+        processes = jobs or os.cpu_count() or 1
+        wanted = [one for one in ready if isinstance(one, _Wanted)]
+        check_stop_rules({one.jobs[0]: one.loaded for one in wanted}, processes=processes)
+        sides = [one if isinstance(one, Side) else _made(one, processes) for one in ready]
         rows = compare(*sides)
         differ = settings_that_differ(*sides)
         for one in sides:
@@ -71,13 +74,16 @@ class _Wanted(msgspec.Struct, frozen=True):
 
     text: str
     jobs: "list[Job]"
-    scenario: dict[str, Any]  # as it was when it was checked
+    loaded: Scenario  # as it was when it was checked
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        return describe(self.loaded)
 
 
 def _checked(chosen: "Selection", seeds: range | None) -> "Side | _Wanted":
     """The runs of a file; or of a scenario, once it is sure that they can be made."""
     from simulation.experiments.compare import CompareError, from_file
-    from simulation.experiments.sweep import described
 
     if chosen.is_file:
         return from_file(chosen, seeds)
@@ -90,8 +96,7 @@ def _checked(chosen: "Selection", seeds: range | None) -> "Side | _Wanted":
     if len(seeds) < 2:
         raise CompareError(f"{chosen.text}: one seed gives no interval; two at least, better eight")
     wanted = chosen.jobs(seeds)
-    load(wanted[0].scenario, wanted[0].changes)
-    return _Wanted(chosen.text, wanted, described(wanted[0]))
+    return _Wanted(chosen.text, wanted, load(wanted[0].scenario, wanted[0].changes))
 
 
 def _made(wanted: _Wanted, processes: int) -> "Side":

@@ -12,16 +12,18 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
+from p2pnode.tasks import own_module
 from simulation.experiments.results import run_key
 from simulation.experiments.run_command import POINTS, VIOLATION, replay_command
 from simulation.processes import processes as started
-from simulation.scenario import describe, load
+from simulation.scenario import Scenario, describe, load
 
 # a:b:step of numbers, half open.
 _RANGE = re.compile(r"(-?[\d.]+(?:e-?\d+)?):(-?[\d.]+(?:e-?\d+)?):(-?[\d.]+(?:e-?\d+)?)", re.IGNORECASE)
@@ -157,12 +159,62 @@ def jobs_of(
     return jobs
 
 
-def described(job: Job) -> dict[str, Any]:
-    """The scenario of a job, complete with defaults."""
-    return describe(load(job.scenario, job.changes))
-
-
 # --- processes ----------------------------------------------------------------------------------------
+
+
+def check_stop_rules(jobs: Mapping[Job, Scenario], *, processes: int) -> None:
+    """Before the first run, whether rules to stop ask for what tasks measure; once for each task and its arguments.
+
+    Tasks of ours measure all that can be asked for. Another is asked in a process, as it is for a run.
+
+    Args:
+        jobs: What is to be made -> its scenario.
+
+    Raises:
+        SweepError: one never could stop.
+    """
+    asked: dict[bytes, Job] = {}
+    for job, scenario in jobs.items():
+        stop, task = scenario.stop, scenario.task
+        if (stop.accuracy_mean or stop.accuracy_worst) and own_module(task.name):
+            asked.setdefault(msgspec.json.encode(task, order="sorted"), job)
+    if not asked:
+        return
+    with (
+        suppress(BrokenProcessPool),  # the runs will tell
+        _environment(ONE_THREAD),
+        started(min(processes, len(asked)), prepare=_prepare_process) as pool,
+    ):
+        waiting = [(job, pool.submit(stop_rule_fault, job)) for job in asked.values()]
+        for job, future in waiting:
+            error = future.exception()
+            if error is None and (why := future.result()):
+                which = f" ({', '.join(job.changes)})" if len(asked) > 1 else ""
+                raise SweepError(f"{why}{which}")
+
+
+def stop_rule_fault(job: Job) -> str:
+    """Why the rule to stop of a job could never hold; empty if it could. Called in a process for runs.
+
+    What else is wrong with its task, its runs tell.
+    """
+    from p2pnode.errors import UserError
+    from simulation.experiments.run import RealParts, _check_accuracy
+    from simulation.seeds import Seeds
+    from simulation.task_faults import TaskFaultError, TaskFaults
+
+    loaded = load(job.scenario, job.changes)
+    # Two nodes are enough for that; their rows are divided as among all.
+    task = msgspec.structs.replace(loaded.task, args={"parts": loaded.nodes, **loaded.task.args})
+    few = msgspec.structs.replace(loaded, nodes=2, task=task)
+    try:
+        with TaskFaults(loaded.task.name):
+            _check_accuracy(few, RealParts(few, Seeds(job.seed)).metrics(), None)
+    except TaskFaultError:
+        return ""
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def make(job: Job) -> Made:
@@ -172,7 +224,6 @@ def make(job: Job) -> Made:
     is the task's fault, which are results, are told apart.
     """
     import jax
-    import msgspec
 
     from p2pnode.errors import UserError
     from simulation.checkers import ViolationError

@@ -126,7 +126,7 @@ def _sweep(
     from simulation.experiments.outputs import check_outputs, files_of
     from simulation.experiments.results import appending, read, result, run_key
     from simulation.experiments.sources import program
-    from simulation.experiments.sweep import SweepError, make_all
+    from simulation.experiments.sweep import SweepError, check_stop_rules, make_all
 
     trees = {changes: describe(loaded) for changes, loaded in scenarios.items()}
     inputs = {path for tree in trees.values() for path in files_of(wanted[0].scenario, tree)}
@@ -143,6 +143,7 @@ def _sweep(
         missing = [
             job for job in wanted if keys[job] not in there or there[keys[job]].failed or keys[job] in others
         ]
+        check_stop_rules({job: scenarios[job.changes] for job in missing}, processes=processes)
         click.echo(
             f"{_counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them in {out} already, "
             f"{_counted(processes, 'job')}",

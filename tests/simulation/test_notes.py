@@ -8,9 +8,9 @@ from click.testing import CliRunner
 
 from simulation.cli import main
 from simulation.experiments.results import appending, result
-from simulation.experiments.sweep import described, jobs_of
+from simulation.experiments.sweep import jobs_of
 from simulation.notes import SHARED_MAX, notes, shared_notes
-from simulation.scenario import Scenario, load, parse, shipped
+from simulation.scenario import Scenario, describe, load, parse, shipped
 
 
 def scenario(**tree: Any) -> Scenario:
@@ -166,7 +166,8 @@ def test_a_sweep_says_the_notes_of_what_it_runs_once(tmp_path: Path) -> None:
     vary, seeds = ("faults.crash=0,0.1", "start_s=1,50"), range(3)
     with appending(out) as file:  # all runs are there already, so that none is made
         for job in jobs_of("smoke-20", ("faults.churn=0",), vary, seeds):
-            file.append(result(described(job), job.seed, job.command(), report={"consensus": 0.1}))
+            tree = describe(load(job.scenario, job.changes))
+            file.append(result(tree, job.seed, job.command(), report={"consensus": 0.1}))
     varied = [argument for text in vary for argument in ("--vary", text)]
     arguments = ["sweep", "smoke-20", "--set", "faults.churn=0", *varied, "--seeds", "0:3", "--out", str(out)]
     done = CliRunner().invoke(main, arguments)

@@ -110,21 +110,57 @@ def test_a_stop_rule_that_could_never_fire_is_refused(scenario: Path, key: str) 
     )
 
 
-def test_a_sweep_of_it_writes_down_why_its_runs_failed(scenario: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.jsonl"
-    # Processes for runs look for the task in the folder where they are started.
-    arguments = ["--seeds", "0:1", "--jobs", "1", "--set", "stop.accuracy_mean=0.5", "--out", str(out)]
+def command(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Processes for runs look for the task in the folder where they are started."""
     program = "from simulation.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "sweep", str(scenario), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1, done.stderr
-    (line,) = read(out)
-    assert "stop.accuracy_mean: expected a task that reports a metric called accuracy" in line.failed
+
+
+REFUSED = (
+    "p2psim: stop.accuracy_mean: expected a task that reports a metric called accuracy, found "
+    "line_of_a_test:make, which reports mse"
+)
+
+
+def test_a_sweep_of_it_that_could_never_stop_ends_before_its_first_run(
+    scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = ["--seeds", "0:3", "--jobs", "2", "--out", str(out), "--vary", "start_s=1,2"]
+    done = command(tmp_path, "sweep", str(scenario), *arguments, "--set", "stop.accuracy_mean=0.5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [REFUSED]
+    assert read(out) == []
+
+
+def test_a_sweep_over_tasks_says_which_could_never_stop(scenario: Path, tmp_path: Path) -> None:
+    task = LINE.replace('{"mse": square}', '{"accuracy" if self.scored else "mse": square}')
+    task = task.replace("seed=0):", "seed=0, scored=True):").replace("Line(part)", "Line(part, scored)")
+    task = task.replace("(self, part):", "(self, part, scored):\n        self.scored = scored")
+    (tmp_path / "line_of_a_test.py").write_text(task)
+    out = tmp_path / "out.jsonl"
+    arguments = ["sweep", str(scenario), "--seeds", "0:1", "--jobs", "1", "--out", str(out)]
+    arguments += ["--set", "stop.accuracy_mean=0.5", "--set", "duration_s=2"]
+    both = command(tmp_path, *arguments, "--vary", "task.args.scored=true,false")
+    assert both.returncode == 2
+    why = "(stop.accuracy_mean=0.5, duration_s=2, task.args.scored=false)"
+    assert both.stderr.splitlines()[-1] == f"{REFUSED} {why}"
+    assert read(out) == []
+    one = command(tmp_path, *arguments, "--vary", "task.args.scored=true")
+    assert one.returncode == 0, one.stderr
+
+
+def test_a_comparison_that_could_never_stop_ends_before_its_first_run(scenario: Path, tmp_path: Path) -> None:
+    b = f"{scenario}?stop.accuracy_mean=0.5"
+    done = command(tmp_path, "compare", str(scenario), b, "--seeds", "0:2", "--jobs", "1")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [REFUSED]
 
 
 def test_a_task_that_cannot_have_all_rows_is_told_before_the_run(scenario: Path, tmp_path: Path) -> None:
