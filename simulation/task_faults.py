@@ -93,10 +93,13 @@ def _is_theirs(path: Path, module: str, own: tuple[Path, ...]) -> bool:
         return True
     if module.partition(".")[0] in OUR_PACKAGES or path.name.startswith("<"):
         return False
+    return not is_library(path)
+
+
+def is_library(path: Path) -> bool:
+    """Whether a file belongs to Python, or to what is installed beside it."""
     standard = (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib")))
-    return not any(one in path.parents for one in standard) and not any(
-        one in path.parts for one in _LIBRARIES
-    )
+    return any(one in path.parents for one in standard) or any(one in path.parts for one in _LIBRARIES)
 
 
 def _place(code: CodeType, line: int) -> str:

@@ -67,7 +67,7 @@ def result(
     tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(report)) if report is not None else {}
     return Result(
         version=__version__,
-        program=program(),
+        program=program(_task_of(scenario)),
         key=run_key(scenario, seed),
         scenario=dict(scenario),
         seed=seed,
@@ -76,6 +76,11 @@ def result(
         failed=failed,
         report=tree,
     )
+
+
+def _task_of(scenario: Mapping[str, Any]) -> str:
+    task = scenario.get("task")
+    return str(task.get("name", "")) if isinstance(task, Mapping) else ""
 
 
 def run_key(scenario: Mapping[str, Any], seed: int) -> str:

@@ -139,7 +139,13 @@ def _sweep(
         if file.dropped_bytes:
             click.echo(f"p2psim: {out}: dropped a torn last line of {file.dropped_bytes} bytes", err=True)
         there = {one.key: one for one in read(out, curves=False)}
-        others = {key for key, one in there.items() if one.program != program() and not one.failed}
+        others = {
+            keys[job]
+            for job in wanted
+            if (made_before := there.get(keys[job])) is not None
+            and not made_before.failed
+            and made_before.program != program(scenarios[job.changes].task.name)
+        }
         missing = [
             job for job in wanted if keys[job] not in there or there[keys[job]].failed or keys[job] in others
         ]
@@ -149,7 +155,7 @@ def _sweep(
             f"{_counted(processes, 'job')}",
             err=True,
         )
-        again = len(others & set(keys.values()))
+        again = len(others)
         if again:
             one_run, many = (
                 "run was made by another program and is",

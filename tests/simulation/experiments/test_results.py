@@ -1,12 +1,16 @@
 """Results in files: what is written can be read, what is torn is dropped, what is foreign is one sentence."""
 
 import csv
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from simulation.experiments import sources
 from simulation.experiments.results import (
     Result,
     ResultsError,
@@ -19,7 +23,7 @@ from simulation.experiments.results import (
     run_key,
     write_csv,
 )
-from simulation.experiments.sources import digest, program
+from simulation.experiments.sources import digest, program, sources_of
 
 
 def one(seed: int, **report: Any) -> Result:
@@ -172,6 +176,64 @@ def test_a_program_is_another_once_one_of_its_sources_was_edited_or_renamed(tmp_
     source.rename(tmp_path / "a" / "c.py")
     assert len({before, edited, digest([tmp_path]), program()}) == 4
     assert len(program()) == 16
+    assert digest([tmp_path], {"jax": "0.1"}) != digest([tmp_path], {"jax": "0.2"})
+
+
+@pytest.mark.parametrize("name", ["jax", "jaxlib", "numpy"])
+def test_a_program_is_another_with_another_version_of_what_computes(
+    name: str, monkeypatch: pytest.MonkeyPatch, forgetful: None
+) -> None:
+    before = program()
+    forget()
+    monkeypatch.setattr(
+        sources, "version", lambda one: "99" if one == name else importlib.metadata.version(one)
+    )
+    assert program() != before
+
+
+def forget() -> None:
+    """What was read is read again."""
+    sources.program.cache_clear()
+    sources._ours.cache_clear()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+def test_a_task_of_somebody_s_own_is_part_of_the_program_with_what_it_imports_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "own_of_a_test"
+    files = {
+        package / "__init__.py": "",
+        package / "task.py": "import numpy.linalg\nfrom .model import layers\nfrom gossip import config\n",
+        package / "model" / "__init__.py": "",
+        package / "model" / "layers.py": "def late():\n    import beside_of_a_test\n",
+        tmp_path / "beside_of_a_test.py": "import own_of_a_test.task\nfrom .... import nowhere\n",
+        package / "unread.py": "this is no Python",
+    }
+    for path, text in files.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    importlib.invalidate_caches()
+    names = ["own_of_a_test", "own_of_a_test.task", "own_of_a_test.model", "own_of_a_test.model.layers"]
+    assert sorted(sources_of("own_of_a_test.task")) == sorted([*names, "beside_of_a_test"])
+    spec = "own_of_a_test.task:make"
+    programs = [program(), program(spec)]
+    for path in files:
+        forget()
+        path.write_text(path.read_text() + "# edited\n")
+        programs.append(program(spec))
+    assert len(set(programs)) == len(programs) - 1
+    assert programs[-2] == programs[-1], "only that file is none of its sources"
+    assert program("digits") == program() == programs[0]
+    line = result({"task": {"name": spec}}, 1, "p2psim run x")
+    assert line.program == programs[-1]
 
 
 def test_a_line_of_a_program_that_did_not_say_so_is_read(tmp_path: Path) -> None:

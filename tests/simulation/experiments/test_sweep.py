@@ -269,6 +269,10 @@ def test_what_fails_is_recorded_with_its_command_and_tried_again(tmp_path: Path)
     assert whole.returncode == 0, whole.stderr
     assert not any(one.failed for one in read(out))
     assert json.loads(out.read_text().splitlines()[-1])["failed"] == ""
+    assert "2 of them in" in sweep(out, *arguments, BREAK="exit").stderr, "nothing is made again"
+    (tmp_path / "breakable.py").write_text(BREAKABLE + "# edited")
+    edited = sweep(out, *arguments, BREAK="exit")
+    assert "p2psim: 2 runs were made by another program and are made again\n" in edited.stderr
 
 
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path: Path) -> None:
