@@ -57,7 +57,9 @@ class TaskFaults:
 
 
 def _sentence(spec: str, error: Exception) -> str:
-    """Empty where it is no fault of the task."""
+    """Empty where it is no fault of the task; one of ours is our own fault."""
+    if not own_module(spec):
+        return ""
     # JAX's messages are essays; their first lines say what.
     first = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {printable(first)}" if first else type(error).__name__
@@ -72,7 +74,7 @@ def _sentence(spec: str, error: Exception) -> str:
             last = f"{module}.{frame.f_code.co_qualname}"
     if code is not None:
         return f"{_place(code, at)}: {what}"
-    if own_module(spec) and last.startswith(_FIRST_USES):
+    if last.startswith(_FIRST_USES):
         return f"{printable(spec)} breaks its contract, which `p2pnode check-task` tries alone: {what}"
     return ""
 

@@ -14,11 +14,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from decimal import Decimal
+from types import TracebackType
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from p2pnode.errors import UserError
 from p2pnode.tasks import own_module
 from simulation.experiments.results import run_key
 from simulation.experiments.run_command import POINTS, VIOLATION, replay_command
@@ -49,6 +51,10 @@ _KEEP_COMPILED = {
 
 class SweepError(Exception):
     """What was asked for cannot be swept; one sentence."""
+
+
+class BrokenRunError(Exception):
+    """A run raised something: its kind and its words."""
 
 
 class Job(Struct, frozen=True):
@@ -162,6 +168,23 @@ def jobs_of(
 # --- processes ----------------------------------------------------------------------------------------
 
 
+class _InWords:
+    """Whatever a run raises leaves as BrokenRunError, but for what is a sentence already.
+
+    An exception of somebody's own may be one that cannot be made again from what is sent, which would end all processes
+    and the sweep with them.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            raise BrokenRunError(f"{type(error).__name__}: {error}") from error
+
+
 def check_stop_rules(jobs: Mapping[Job, Scenario], *, processes: int) -> None:
     """Before the first run, whether rules to stop ask for what tasks measure; once for each task and its arguments.
 
@@ -198,7 +221,6 @@ def stop_rule_fault(job: Job) -> str:
 
     What else is wrong with its task, its runs tell.
     """
-    from p2pnode.errors import UserError
     from simulation.experiments.run import RealParts, _check_accuracy
     from simulation.seeds import Seeds
     from simulation.task_faults import TaskFaultError, TaskFaults
@@ -208,7 +230,7 @@ def stop_rule_fault(job: Job) -> str:
     task = msgspec.structs.replace(loaded.task, args={"parts": loaded.nodes, **loaded.task.args})
     few = msgspec.structs.replace(loaded, nodes=2, task=task)
     try:
-        with TaskFaults(loaded.task.name):
+        with _InWords(), TaskFaults(loaded.task.name):
             _check_accuracy(few, RealParts(few, Seeds(job.seed)).metrics(), None)
     except TaskFaultError:
         return ""
@@ -220,12 +242,18 @@ def stop_rule_fault(job: Job) -> str:
 def make(job: Job) -> Made:
     """Makes one run; called in a process for runs.
 
-    Whatever a broken node raises leaves this function and arrives as the future's exception; only violations and what
-    is the task's fault, which are results, are told apart.
+    Violations, and what is the fault of the task, are results.
+
+    Raises:
+        BrokenRunError: anything else; it arrives as the future's exception.
     """
+    with _InWords():
+        return _make(job)
+
+
+def _make(job: Job) -> Made:
     import jax
 
-    from p2pnode.errors import UserError
     from simulation.checkers import ViolationError
     from simulation.experiments.run import run
     from simulation.task_faults import TaskFaults
@@ -286,7 +314,8 @@ def _outcome(job: Job, future: Future[Made]) -> Made:
             "a process for runs died, most likely for lack of memory; fewer --jobs may help, "
             "and the same command goes on where this one ended"
         ) from error
-    return Made(job, "", failed=f"{type(error).__name__}: {error}")
+    words = isinstance(error, BrokenRunError)
+    return Made(job, "", failed=str(error) if words else f"{type(error).__name__}: {error}")
 
 
 def _prepare_process() -> None:

@@ -50,7 +50,20 @@ class Breakable:
         return self.task.batches(split, seed)
 
 def make(**arguments):
-    return Breakable(digits(**arguments))
+    kind = Odd if os.environ.get("BREAK") == "odd" else Breakable
+    return kind(digits(**arguments))
+
+# Code without a file, asked for its version where nobody expects it to raise, with an error that cannot be sent.
+exec('''
+class OddError(Exception):
+    def __init__(self, one, two):
+        super().__init__("it broke oddly")
+
+class Odd(Breakable):
+    @property
+    def version(self):
+        raise OddError(1, 2)
+''')
 """
 
 
@@ -261,6 +274,9 @@ def test_what_fails_is_recorded_with_its_command_and_tried_again(tmp_path: Path)
     assert "repeat with: p2psim run smoke-20 --seed 1" in broken.stderr
     why = "task.name: breakable.py, line 16, in batches: ArithmeticError: it broke"
     assert [one.failed for one in read(out)] == [why] * 2
+    odd = sweep(out, *arguments, BREAK="odd")
+    assert odd.returncode == 1, odd.stderr
+    assert [one.failed for one in read(out)] == ["OddError: it broke oddly"] * 2
     died = sweep(out, *arguments, BREAK="exit")
     assert died.returncode == 2
     assert "a process for runs died" in died.stderr.splitlines()[-1]
