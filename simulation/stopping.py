@@ -66,8 +66,12 @@ class StopRule(Generic[Subject]):
     def next(self, now: float) -> float:
         """The date after `now` at which to look."""
         every = self._settings.every_s
-        # A multiple, so that the dates do not depend on who else pauses the run.
-        return (now // every + 1) * every
+        # A multiple, so that the dates do not depend on who else pauses the run. Of most numbers, a multiple divided by
+        # the number is rounded, down as well.
+        count = int(now / every)
+        while count * every <= now:
+            count += 1
+        return count * every
 
     def holds(self, subjects: Sequence[Subject], now: float) -> bool:
         """Whether everything that is asked holds for a sample of those that are up."""

@@ -6,6 +6,8 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulation.mistakes import ScenarioError
 from simulation.scenario import parse
@@ -107,6 +109,14 @@ def test_a_sample_is_drawn_anew_each_time_and_the_same_for_the_same_seed() -> No
 def test_the_dates_are_multiples_whoever_pauses_the_run_in_between() -> None:
     one = rule(every_s=2.5, consensus=1.0)
     assert [one.next(now) for now in (0.0, 0.1, 2.4, 2.5, 7.3)] == [2.5, 2.5, 2.5, 5.0, 7.5]
+
+
+@given(every_s=st.floats(0.01, 1e3), looks=st.integers(1, 1000))
+def test_the_next_date_is_always_a_later_one(every_s: float, looks: int) -> None:
+    """A multiple of 0.7 divided by 0.7 is less than it was: a run that asks for the next date stood still."""
+    one = rule(every_s=every_s, consensus=1.0)
+    now = looks * every_s
+    assert one.next(now) == (looks + 1) * every_s > now
 
 
 def test_a_rule_that_would_end_a_run_before_it_has_begun_is_answered() -> None:
