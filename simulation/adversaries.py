@@ -19,7 +19,7 @@ from simulation.signatures import ModelledSignatures, Signatures
 
 if TYPE_CHECKING:
     from gossip.learning.task import RunInfo
-    from simulation.world import Core, Host
+    from simulation.machines import Core, Host
 
 # What a villain of `simulation.villain` can do that needs nothing but its own node.
 ACTS = (

@@ -129,6 +129,17 @@ class ExchangeChecker:
         if numbers.setdefault(fields.seq, signed.signature) != signed.signature:
             self._fail(now, f"key {key.hex()[:8]} signed two headers with sequence number {fields.seq}")
 
+    def heard(self, key: PublicKey, frame: bytes) -> None:
+        """As `sent`, in another process than the one whose checker judges what the owner of `key` sends."""
+        start = frame[:START_BYTES]
+        if start not in (OFFER_START, REPLY_START):
+            return
+        signed = _signed.decode(frame)
+        decode = _offer.decode if start == OFFER_START else _reply.decode
+        fields: _OfferFields | _ReplyFields = decode(signed.header)
+        if fields.author == key:
+            self._signatures.setdefault(key, {}).setdefault(fields.seq, signed.signature)
+
     def delivered(
         self, *, source: NodeId, source_key: PublicKey, target: NodeId, target_key: PublicKey, frame: bytes
     ) -> None:

@@ -64,6 +64,11 @@ class Geography:
             [distance_km(one, other) * SECONDS_PER_KM for other in self.regions] for one in self.regions
         ]
 
+    @property
+    def least_s(self) -> float:
+        """The smallest delay between any two regions, or within one."""
+        return min(min(row) for row in self._delays)
+
     def region(self, node: Endpoint) -> int:
         """The index of a node's region; the first one, for whoever was not dealt one."""
         return self._region.get(node, 0)

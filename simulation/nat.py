@@ -57,14 +57,17 @@ class Nat:
         """One of KINDS, or empty: it can be dialled by everybody."""
         return self._kinds.get(node, "")
 
-    def dial(self, source: Endpoint, target: Endpoint, now: float) -> bool:
-        """Whether a dial comes through; the router of `source` remembers it in any case."""
+    def dials(self, source: Endpoint, target: Endpoint, now: float) -> None:
+        """The router of `source`, where it has one, remembers that it dialled `target`."""
         if source in self._kinds:
             dialled = self._dialled.setdefault(source, {})
             dialled.pop(target, None)  # so that they stand in the order of their dates
             dialled[target] = now
             while now - dialled[oldest := next(iter(dialled))] > self._mapping_s and len(dialled) > 1:
                 del dialled[oldest]
+
+    def admits(self, source: Endpoint, target: Endpoint, now: float) -> bool:
+        """Whether a dial of `source` that reaches the router of `target` now comes through."""
         kind = self._kinds.get(target)
         if kind is None:
             return True

@@ -1,8 +1,11 @@
 """The links between simulated nodes: how late, how often and whether at all a frame arrives.
 
-Pure: a function of its settings, its own generator and the calls made so far. The heap world and the
-in-memory transport of the real daemon ask the same object, so that one scenario means one thing under both
-drivers. The one options struct is modelled on TigerBeetle's packet simulator.
+Pure: a function of its settings, its seed and the calls made so far. The heap world and the in-memory transport of
+the real daemon ask the same object, so that one scenario means one thing under both drivers. The one options struct is
+modelled on TigerBeetle's packet simulator.
+
+What becomes of a frame is drawn from a generator of its sender, and depends on what this sender has sent before and on
+nobody else. So a world may be divided over processes (`simulation.windows`), each with the senders that live there.
 """
 
 import math
@@ -114,12 +117,25 @@ class Partition:
         return self._group.get(source, 0) != self._group.get(target, 0)
 
 
+class Sender:
+    """What the fates of one node's frames depend on."""
+
+    __slots__ = ("free_at", "gauss", "last", "random", "rng")
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.random = rng.random
+        self.gauss = rng.gauss
+        self.free_at = 0.0  # when its uplink has sent all it was given
+        self.last: dict[Endpoint, float] = {}  # target -> last arrival
+
+
 class LinkModel:
     """Fates of frames. Frames of one direction of one link arrive in order unless `reorder` strikes.
 
     Args:
         settings: The same for every link.
-        rng: Its own generator; nobody else draws from it.
+        rng: Its own generator, which seeds those of the senders; nobody else draws from it.
         partitions: Cuts, known in advance; more may be added with `partition`.
     """
 
@@ -128,11 +144,9 @@ class LinkModel:
     ) -> None:
         self.settings = settings
         self.counts: dict[str, int] = {}  # faults that really struck, by kind
-        self._rng = rng
-        self._random = rng.random
+        self._seed = rng.getrandbits(64)
+        self._senders: dict[Endpoint, Sender] = {}
         self._partitions = list(partitions)
-        self._free_at: dict[Endpoint, float] = {}  # when the uplink of a node has sent all it was given
-        self._last: dict[Endpoint, dict[Endpoint, float]] = {}  # source -> target -> last arrival
         spread = max(0.0, settings.delay_s_mean - settings.delay_s_min)
         self._spread = spread if settings.jitter != "none" else 0.0
         self._fixed = settings.delay_s_min if settings.jitter != "none" else settings.delay_s_mean
@@ -149,13 +163,20 @@ class LinkModel:
         """Whether a partition stands between the two now."""
         return any(cut.cuts(source, target, now) for cut in self._partitions)
 
-    def delay(self) -> float:
+    def least_s(self) -> float:
+        """No frame ever takes less, whoever sends it to whom; seconds."""
+        return self._fixed
+
+    def delay(self, source: Endpoint) -> float:
         """One draw of the one-way delay, seconds."""
+        return self._delay(self._sender_of(source))
+
+    def _delay(self, sender: Sender) -> float:
         if self._spread == 0.0:
             return self._fixed
         if self.settings.jitter == "lognormal":
-            return self._fixed + math.exp(self._rng.gauss(self._mu, self.settings.jitter_sigma))
-        return self._fixed + self._rng.expovariate(1.0 / self._spread)
+            return self._fixed + math.exp(sender.gauss(self._mu, self.settings.jitter_sigma))
+        return self._fixed + sender.rng.expovariate(1.0 / self._spread)
 
     def fates(self, source: Endpoint, target: Endpoint, size_bytes: int, now: float) -> list[float]:
         """What becomes of a frame sent now.
@@ -165,37 +186,36 @@ class LinkModel:
             duplicated.
         """
         settings = self.settings
-        delay = self.delay()
+        sender = self._senders.get(source) or self._sender_of(source)
+        delay = self._delay(sender)
         if settings.bandwidth_bytes_s:
-            start = self._free_at.get(source, 0.0)
+            start = sender.free_at
             if start < now:
                 start = now
-            self._free_at[source] = free = start + size_bytes / settings.bandwidth_bytes_s
+            sender.free_at = free = start + size_bytes / settings.bandwidth_bytes_s
             delay += free - now
-        draw = self._random()
+        draw = sender.random()
         if draw < self._loss:
             self._count("loss")
             return []
         if self._partitions and self.cut(source, target, now):
             self._count("partition")
             return []
-        if settings.spike and self._random() < settings.spike:
+        if settings.spike and sender.random() < settings.spike:
             self._count("delay")
-            delay += self._random() * settings.spike_s_max
-        if settings.reorder and self._random() < settings.reorder:
+            delay += sender.random() * settings.spike_s_max
+        if settings.reorder and sender.random() < settings.reorder:
             self._count("reorder")
-            delay += self._random() * settings.reorder_s_max
+            delay += sender.random() * settings.reorder_s_max
         else:
-            delay = self._in_order(source, target, delay, now)
+            delay = self._in_order(sender, target, delay, now)
         if draw < self._duplication:
             self._count("duplication")
-            return [delay, delay + self.delay()]
+            return [delay, delay + self._delay(sender)]
         return [delay]
 
-    def _in_order(self, source: Endpoint, target: Endpoint, delay: float, now: float) -> float:
-        links = self._last.get(source)
-        if links is None:
-            links = self._last[source] = {}
+    def _in_order(self, sender: Sender, target: Endpoint, delay: float, now: float) -> float:
+        links = sender.last
         arrival = now + delay
         before = links.get(target, 0.0)
         if before > arrival:
@@ -204,7 +224,7 @@ class LinkModel:
                 delay = math.nextafter(delay, math.inf)
             arrival = now + delay
         elif len(links) > LINKS_REMEMBERED:
-            links = self._last[source] = {other: date for other, date in links.items() if date > now}
+            links = sender.last = {other: date for other, date in links.items() if date > now}
         links[target] = arrival
         return delay
 
@@ -216,23 +236,40 @@ class LinkModel:
         if self._partitions and self.cut(source, target, now):
             self._count("partition")
             return None
-        total = self.delay()
+        sender = self._senders.get(source) or self._sender_of(source)
+        total = self._delay(sender)
         for _attempt in range(RETRANSMITS_MAX + 1):
-            if self._random() >= self._loss:
-                return self._in_order(source, target, total, now)
+            if sender.random() >= self._loss:
+                return self._in_order(sender, target, total, now)
             self._count("loss")
             total += RETRANSMIT_S
         return None
 
+    def knock(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
+        """Seconds for the first leg of a dial; None where it is lost."""
+        return self.reliable(source, target, now)
+
+    def admits(self, source: Endpoint, target: Endpoint, now: float) -> bool:
+        """Whether what is in front of `target` lets a dial of `source` in that arrives now."""
+        return True
+
     def handshake(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
         """Seconds until a dial has become a connection: one and a half round trips; None where it cannot."""
-        total = 0.0
-        for sender, receiver in ((source, target), (target, source), (source, target)):
+        total = self.knock(source, target, now)
+        if total is None or not self.admits(source, target, now + total):
+            return None
+        for sender, receiver in ((target, source), (source, target)):
             leg = self.reliable(sender, receiver, now + total)
             if leg is None:
                 return None
             total += leg
         return total
+
+    def _sender_of(self, source: Endpoint) -> Sender:
+        found = self._senders.get(source)
+        if found is None:
+            found = self._senders[source] = Sender(random.Random(f"{self._seed}/{source!r}"))
+        return found
 
     def _count(self, kind: str) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1

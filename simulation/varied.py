@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from simulation.geography import Geography
 from simulation.nat import Nat
-from simulation.network import Endpoint, LinkModel, LinkSettings, Partition
+from simulation.network import Endpoint, LinkModel, LinkSettings, Partition, Sender
 from simulation.seeds import Seeds
 from simulation.trace import Pair, Steps, read_trace
 
@@ -53,9 +53,15 @@ class VariedLinks(LinkModel):
         self._more_s = 0.0
         self._factor = 1.0
 
-    def delay(self) -> float:
-        """One draw of the one-way delay of the link that was entered last, seconds."""
-        return (super().delay() + self._more_s) * self._factor
+    def least_s(self) -> float:
+        least = super().least_s()
+        if self._geography is not None:
+            least += self._geography.least_s
+        return least * (1 - self.settings.asymmetry)
+
+    def _delay(self, sender: Sender) -> float:
+        """One draw of the one-way delay of the link that was entered last."""
+        return (super()._delay(sender) + self._more_s) * self._factor
 
     def fates(self, source: Endpoint, target: Endpoint, size_bytes: int, now: float) -> list[float]:
         self._enter(source, target, now)
@@ -68,11 +74,16 @@ class VariedLinks(LinkModel):
         self._enter(source, target, now)
         return super().reliable(source, target, now)
 
-    def handshake(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
-        if self.nat is not None and not self.nat.dial(source, target, now):
-            self._count("nat")
-            return None
-        return super().handshake(source, target, now)
+    def knock(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
+        if self.nat is not None:
+            self.nat.dials(source, target, now)
+        return super().knock(source, target, now)
+
+    def admits(self, source: Endpoint, target: Endpoint, now: float) -> bool:
+        if self.nat is None or self.nat.admits(source, target, now):
+            return True
+        self._count("nat")
+        return False
 
     def _enter(self, source: Endpoint, target: Endpoint, now: float) -> None:
         """Sets what `delay` and `fates` go by to what this way of this link is like now."""
@@ -114,11 +125,10 @@ class VariedLinks(LinkModel):
             last = arrival
         waiting += size_bytes
         self._backlog[target] = (last, waiting)
-        queued = (
-            self._last.get(source, {}).get(target) == arrival
-        )  # it keeps its place behind those before it
+        sender = self._senders[source]
+        queued = sender.last.get(target) == arrival  # it keeps its place behind those before it
         delay += waiting / rate
-        return self._in_order(source, target, delay, now) if queued else delay
+        return self._in_order(sender, target, delay, now) if queued else delay
 
     def _drawn(self, source: Endpoint, target: Endpoint) -> float:
         """A number in [0, 1) that belongs to the link between the two, both ways."""

@@ -24,8 +24,8 @@ from gossip.events import Effect, Event, PeerDown, PeerUp, Received, Send, Woken
 from gossip.learning.codec import code, pack, payload_bytes, unpack, value
 from gossip.learning.task import RunInfo
 from gossip.node import Node
+from simulation.machines import Host
 from simulation.seeds import Seeds
-from simulation.world import Host
 
 # Frames of others that a villain remembers, to send them again.
 REMEMBERED = 32

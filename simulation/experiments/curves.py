@@ -26,9 +26,10 @@ from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainOutput
 from gossip.learning.task import RunInfo
 from simulation.checkers import consensus_distance
+from simulation.machines import Host
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
-from simulation.world import Host, World
+from simulation.world import World
 
 # Nodes that are measured on the way: the standard error of a mean is an eighth of the spread, and looking takes
 # milliseconds. The report at the end measures all.

@@ -20,11 +20,12 @@ from p2pnode.printable import printable
 from simulation.adversaries import Adversaries
 from simulation.checkers import consensus_distance
 from simulation.experiments.curves import Curve, ObservedLearner, Recorder, accuracies, finite, sample_of
+from simulation.machines import Host, store_of
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import signatures_of
 from simulation.stopping import StopRule
-from simulation.world import Host, World, store_of
+from simulation.world import World
 
 # Somebody who watches is told so often, in seconds of this machine's time; an interrupt waits no longer than that.
 GLANCE_S = 0.2

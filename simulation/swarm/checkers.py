@@ -28,7 +28,7 @@ from gossip.errors import Reason
 from gossip.events import Adopt, Exchanged, Finish, Job, JobRefused, JobResult, Refused, Respond
 from gossip.learning.codec import FloatArray
 from simulation.checkers import ViolationError
-from simulation.world import Host
+from simulation.machines import Host
 
 # Refusals that accuse: an honest node never gives cause. Left out are those that happen between honest nodes: late
 # copies, restarts, rates, distances between models.

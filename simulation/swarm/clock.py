@@ -6,7 +6,7 @@ Monotonic, as the daemon's: it never goes back. A node is given its own `now`, a
 from math import inf, nextafter
 
 from gossip.events import Effect, Event
-from simulation.world import Core
+from simulation.machines import Core
 
 
 class Clock:

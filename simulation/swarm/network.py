@@ -70,7 +70,7 @@ class SwarmLinks(LinkModel):
         if blocked:
             self._count(blocked)
             return []
-        if self._corruption and self._random() < self._corruption:
+        if self._corruption and self._sender_of(source).random() < self._corruption:
             assert isinstance(source, int)
             assert isinstance(target, int)
             self._count("corruption")
@@ -102,5 +102,8 @@ class SwarmLinks(LinkModel):
         for clog in self._clogs:
             if clog.start_s <= now < clog.end_s and clog.node in (source, target):
                 self._count("clog")
-                delay = self._in_order(source, target, max(delay, clog.end_s - now + self.delay()), now)
+                sender = self._sender_of(source)
+                delay = self._in_order(
+                    sender, target, max(delay, clog.end_s - now + self._delay(sender)), now
+                )
         return delay

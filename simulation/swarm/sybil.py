@@ -22,9 +22,9 @@ from gossip.errors import RemoteError
 from gossip.events import Dial, Effect, Event, PeerDown, PeerUp, Received, Send, Woken
 from gossip.learning.task import RunInfo
 from gossip.node import Node
+from simulation.machines import Host
 from simulation.seeds import Seeds
 from simulation.villain import Mark
-from simulation.world import Host
 
 # Leading bits that a Sybil's id shares with its target: with at most some forty honest nodes about, whose nearest
 # shares five or six. 256 tries of some 50 us each.

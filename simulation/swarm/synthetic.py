@@ -19,11 +19,11 @@ from gossip.learning.learner import Learner, SnapshotError, TrainOutput
 from gossip.learning.shards import shard_sizes
 from gossip.learning.task import RunInfo, vector_hash
 from gossip.node import Node
+from simulation.machines import Core, Host
 from simulation.seeds import Seeds
 from simulation.swarm.clock import Clock, Clocked
 from simulation.swarm.disk import PowerLoss, SimulatedDisk
 from simulation.swarm.draw import SwarmOptions
-from simulation.world import Core, Host
 
 RATE = np.float32(0.1)
 # How far apart the nodes' data pull them, per value.

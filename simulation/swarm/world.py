@@ -29,6 +29,8 @@ from gossip.events import (
 )
 from gossip.node import Node
 from p2pnode.errors import UserError
+from simulation.agenda import JOB
+from simulation.machines import Core, Host
 from simulation.network import LinkModel, LinkSettings
 from simulation.seeds import Seeds
 from simulation.swarm.checkers import ACCUSING, SwarmChecker
@@ -39,7 +41,7 @@ from simulation.swarm.network import SwarmLinks
 from simulation.swarm.sybil import Band, Sybil, identity_near
 from simulation.swarm.synthetic import SyntheticParts
 from simulation.villain import Villain
-from simulation.world import _JOB, Core, Host, World
+from simulation.world import World
 
 # Drift of a bad quartz is a ten-thousandth; of a virtual machine that is starved, much more.
 DRIFT_MAX = 0.1
@@ -99,6 +101,7 @@ class SwarmWorld(World):
             int, int
         ] = {}  # eclipsed host -> the life in which it has known somebody honest
         self._healed = False
+        self._rng = seeds.random("faults", "strike")
         super().__init__(options.scenario, seeds, parts, replay=replay, check=False, tap=self._seen)
         self._train_s = [host.train_s for host in self.hosts]
         self.incidents = plan_incidents(options, seeds)
@@ -129,7 +132,7 @@ class SwarmWorld(World):
         for start, end in cuts:
             date = start + self.scenario.faults.silence_s
             if date < end:
-                self._at(date, self.hosts[0], self._break_cut_links)
+                self._plan_break(date)
 
     # --- what the swarm asks --------------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class SwarmWorld(World):
             self._address_back(self.hosts[index])
         for host in self.hosts[self.options.nodes :]:
             if host.core is not None:
-                self._stop(host, noticed_after_s=0.0)
+                self._stop(host)
         for host in self.honest_hosts:
             disk = self.parts.disks[host.index]
             disk.full = disk.broken = disk.tear = False
@@ -286,9 +289,9 @@ class SwarmWorld(World):
             host.identity = identity_near(target, self.seeds.entropy("sybil", host.index))
             host.key = host.identity.public_key
             host.id = node_id(host.key)
-        del self._by_address[host.address]
+        del self.by_address[host.address]
         host.address = f"{SYBIL_SUBNETS[act]}.{number + 1}:7400"
-        self._by_address[host.address] = host
+        self.by_address[host.address] = host
 
         def make(node: Node, host: Host) -> Core:
             return Sybil(
@@ -319,9 +322,9 @@ class SwarmWorld(World):
         if incident.kind == "flash_crowd":
             for node in incident.nodes:
                 self._absent[node] = incident.start_s
-        self._at(incident.start_s, self.hosts[0], strike)
+        self.agenda.call(incident.start_s, self.hosts[0], strike)
         if incident.end_s > incident.start_s:
-            self._at(incident.end_s, self.hosts[0], end)
+            self.agenda.call(incident.end_s, self.hosts[0], end)
 
     def boot(self, host: Host) -> None:
         if host.index >= self.options.nodes and self._healed:
@@ -344,14 +347,14 @@ class SwarmWorld(World):
                         self._strikes("flash_crowd")
                         self.boot(host)
                 case "clock_drift":
-                    # Set before the first boot: events of the same date go by the order in which they were planned.
+                    # From the beginning on: nobody's clock changes its rate later.
                     clock.rate = 1.0 + rng.uniform(-DRIFT_MAX, DRIFT_MAX)
                     self._strikes("clock_drift")
                 case "clock_jump":
                     if host.core is not None:
                         clock.jump(rng.uniform(0.0, JUMP_S_MAX) * rng.random() ** 2)
                         self._strikes("clock_jump")
-                        self._deliver(host, Woken())
+                        self.deliver(host, Woken())
                 case "disk_full":
                     disk.full = True
                 case "io_error":
@@ -373,7 +376,7 @@ class SwarmWorld(World):
                     disk.off = True
                     self.crash(host)
                 case "key_change" | "address_change" if host.core is not None:
-                    self._stop(host, noticed_after_s=0.0)
+                    self._stop(host)
                 case "rebinding" if host.core is not None and host.links:
                     self._rebind(host, "rebinding")
                 case "outer_address" if host.core is not None and host.links:
@@ -414,12 +417,12 @@ class SwarmWorld(World):
         def broken() -> None:
             self._break(a, b, "a frame did not authenticate")
 
-        self._later(0.0, a, broken)
+        self.agenda.call(self.now, a, broken)
 
     def _break(self, a: Host, b: Host, reason: str) -> None:
         for end, gone in ((a, b), (b, a)):
             if end.core is not None and end.links.pop(gone.id, None) is not None:
-                self._deliver(end, PeerDown(gone.id, reason))
+                self.deliver(end, PeerDown(gone.id, reason))
 
     def _rebind(self, host: Host, kind: str) -> None:
         """A middlebox forgets the connections of a node; both ends notice when nothing comes for long enough."""
@@ -431,20 +434,19 @@ class SwarmWorld(World):
 
         def noticed() -> None:
             for link in links:
-                other = link.b if link.a is host else link.a
-                if host.links.get(other.id) is link:
+                if host.links.get(link.peer.id) is link:
                     self._strikes(kind)
-                    self._break(host, other, "timed out")
+                    self._break(host, link.peer, "timed out")
 
-        self._later(silence, host, noticed)
+        self.agenda.call(self.now + silence, host, noticed)
 
     def _change_outer_address(self, host: Host) -> None:
         """The middlebox has another address from now on: what the node advertises leads nowhere until it is back."""
         self._address_back(host)
         self._advertised[host.index] = host.address
-        del self._by_address[host.address]
+        del self.by_address[host.address]
         host.address = f"10.{host.index % 256}.{200 + host.life % 50}.1:7400"
-        self._by_address[host.address] = host
+        self.by_address[host.address] = host
         self._rebind(host, "outer_address")
 
     def _address_back(self, host: Host) -> None:
@@ -452,7 +454,7 @@ class SwarmWorld(World):
         which does so, too."""
         address = self._advertised.pop(host.index, None)
         if address is not None:
-            self._by_address.setdefault(address, host)
+            self.by_address.setdefault(address, host)
 
     def _change_key(self, host: Host) -> None:
         """The disk is gone with everything on it: the machine comes back as somebody new."""
@@ -466,9 +468,9 @@ class SwarmWorld(World):
 
     def _change_address(self, host: Host) -> None:
         self._strikes("address_change")
-        del self._by_address[host.address]
+        del self.by_address[host.address]
         host.address = f"10.{host.index % 256}.{100 + host.life % 100}.1:7400"
-        self._by_address[host.address] = host
+        self.by_address[host.address] = host
 
     # --- hooks of the world -------------------------------------------------------------------------------
 
@@ -478,14 +480,14 @@ class SwarmWorld(World):
             if kind is not None:
                 self._strikes(kind)
 
-    def _deliver(self, host: Host, event: Event) -> None:
+    def deliver(self, host: Host, event: Event) -> None:
         try:
-            super()._deliver(host, event)
+            super().deliver(host, event)
         except UserError:
             # The disk did not take an entry: the daemon ends, and nothing that rests on the entry has happened.
             disk = self.parts.disks[host.index]
             self._strikes("disk_full" if disk.full else "io_error")
-            self._stop(host, noticed_after_s=0.0)
+            self._stop(host)
 
     def _compute(self, host: Host, ticket: int, job: Job) -> JobResult | None:
         if host.index < self.options.nodes:
@@ -493,7 +495,7 @@ class SwarmWorld(World):
         start = max(self.now, self._busy_until.get(host.index, 0.0))
         if (host.index in self._slow or start > self.now) and not isinstance(job, Train):
             self._busy_until[host.index] = end = start + SLOW_EXCHANGE_S
-            self._push(end, _JOB, host, (host.life, ticket), job)
+            self.agenda.push(end, JOB, host, host.life, ticket, job)
             return None
         return super()._compute(host, ticket, job)
 
@@ -544,8 +546,8 @@ class SwarmWorld(World):
         if not disk.off and killed:
             # The kernel lives, and closes the connections; whoever supervises the program starts it again.
             self._strikes("memory_pressure")
-            self._stop(host, noticed_after_s=0.0)
-            self._later(self._rng.uniform(*RESTART_S), host, lambda: self.boot(host))
+            self._stop(host)
+            self.agenda.call(self.now + self._rng.uniform(*RESTART_S), host, lambda: self.boot(host))
             return
         if not disk.off:
             super()._die(host)
@@ -561,9 +563,9 @@ class SwarmWorld(World):
             if name.startswith("mark/")
         }
         self.checker.forgot(host, marks)
-        self._stop(host, noticed_after_s=self.scenario.faults.silence_s)
+        self._stop(host, silent=True)
 
-    def _stop(self, host: Host, *, noticed_after_s: float) -> None:
-        super()._stop(host, noticed_after_s=noticed_after_s)
+    def _stop(self, host: Host, *, silent: bool = False) -> None:
+        super()._stop(host, silent=silent)
         self._busy_until.pop(host.index, None)
         self.checker.stopped(host)

@@ -11,10 +11,11 @@ import pytest
 
 from gossip.events import Dial, Done, Effect, Event, Join, PeerUp, Received, Send, Trained, Woken
 from p2pnode.values import rule
+from simulation.machines import Host
 from simulation.mistakes import ScenarioError, _has_fields
 from simulation.scenario import Scenario, parse
 from simulation.seeds import Seeds
-from simulation.world import Host, World
+from simulation.world import World
 
 
 class Greeter:

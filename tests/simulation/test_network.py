@@ -115,9 +115,25 @@ def test_everything_is_lost_and_no_dial_succeeds_at_full_loss() -> None:
     assert link.handshake(0, 1, 0.0) is None
 
 
-def test_the_same_seed_gives_the_same_fates_for_any_kind_of_endpoint() -> None:
+def test_the_same_seed_gives_the_same_fates_whatever_others_send() -> None:
     wan = msgspec.structs.replace(PRESETS["wan"], loss=0.1, duplication=0.1, reorder=0.1)
-    by_index, by_name = (LinkModel(wan, random.Random(3)) for _ in range(2))
-    fates = [by_index.fates(0, 1, 1000, n * 0.01) for n in range(500)]
-    assert fates == [by_name.fates(b"source", b"target", 1000, n * 0.01) for n in range(500)]
-    assert fates != [LinkModel(wan, random.Random(4)).fates(0, 1, 1000, n * 0.01) for n in range(500)]
+    for one, other in ((0, 1), (b"one", b"other")):
+        alone, together = (LinkModel(wan, random.Random(3)) for _ in range(2))
+        fates = [alone.fates(one, other, 1000, n * 0.01) for n in range(500)]
+        crowd = []
+        for n in range(500):
+            together.fates(other, one, 10, n * 0.01)
+            crowd.append(together.fates(one, other, 1000, n * 0.01))
+        assert fates == crowd
+        assert fates != [
+            LinkModel(wan, random.Random(4)).fates(one, other, 1000, n * 0.01) for n in range(500)
+        ]
+        assert fates != [together.fates(other, one, 1000, 10 + n * 0.01) for n in range(500)]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_no_frame_is_quicker_than_the_least(preset: str) -> None:
+    link = model(**{**msgspec.structs.asdict(PRESETS[preset]), "trace": ""})
+    delays = [delay for n in range(2_000) for delay in link.fates(0, n % 7, 10, n * 1.0)]
+    assert min(delays) >= link.least_s()
+    assert link.least_s() == (0.0 if preset in ("ideal", "trace") else PRESETS[preset].delay_s_min)

@@ -20,10 +20,11 @@ from gossip.memory import AGES_KEY
 from gossip.node import Node
 from simulation.checkers import ViolationError, consensus_distance, sum_drift
 from simulation.experiments.run import RealParts, run
+from simulation.machines import Host
 from simulation.network import LinkModel
 from simulation.scenario import Scenario, parse
 from simulation.seeds import Seeds
-from simulation.world import Host, World
+from simulation.world import World
 
 SMALL: dict[str, Any] = {
     "nodes": 8,
@@ -290,8 +291,7 @@ def test_junk_and_replays_on_a_connection_change_nothing_but_counters() -> None:
 
     def listen(host: Host, peer: Any, frame: bytes) -> None:
         if frame[3:9] == b"\xa5offer" and peer in host.links:
-            link = host.links[peer]
-            offers.append((host, link.b if link.a is host else link.a, frame))
+            offers.append((host, host.links[peer].peer, frame))
         send(host, peer, frame)
 
     world._send = listen  # type: ignore[method-assign]
