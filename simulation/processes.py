@@ -51,7 +51,7 @@ def processes(count: int, *, prepare: Callable[[], None] | None = None) -> Itera
     """
     # Spawned: forking a process that has threads, as JAX has, may hang.
     with ProcessPoolExecutor(
-        count, mp_context=get_context("spawn"), initializer=_begin, initargs=(prepare,)
+        count, mp_context=get_context("spawn"), initializer=begin, initargs=(prepare,)
     ) as pool:
         started = Processes(pool)
         try:
@@ -78,7 +78,8 @@ def ctrl_c_held_back() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _begin(prepare: Callable[[], None] | None) -> None:
+def begin(prepare: Callable[[], None] | None = None) -> None:
+    """The first thing that a process for runs does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Without it, processes of a command that was killed wait for work for ever.

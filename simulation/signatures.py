@@ -78,18 +78,28 @@ class Signatures(Protocol):
         ...
 
 
-def signatures_of(kind: str, entropy: Entropy) -> Signatures:
-    """The signatures that a scenario asks for: `real` or `modelled`."""
-    return ModelledSignatures(entropy(32)) if kind == "modelled" else RealSignatures()
+def signatures_of(kind: str, entropy: Entropy, *, helped: bool = True) -> Signatures:
+    """The signatures that a scenario asks for: `real` or `modelled`.
+
+    Args:
+        helped: Whether a second process checks real ones.
+    """
+    return ModelledSignatures(entropy(32)) if kind == "modelled" else RealSignatures(helped=helped)
 
 
 # --- real ----------------------------------------------------------------------------------------
 
 
 class RealSignatures:
-    """Ed25519; what was signed here is checked in batches by a second process."""
+    """Ed25519; what was signed here is checked in batches by a second process.
 
-    def __init__(self) -> None:
+    Args:
+        helped: Whether there is such a process. Where the processors have enough to do without it, everything is
+            checked on the spot, once.
+    """
+
+    def __init__(self, *, helped: bool = True) -> None:
+        self._helped = helped
         # Signed here, and so good: signature -> (key, signed bytes). The oldest are forgotten first.
         self._made: dict[bytes, tuple[bytes, bytes]] = {}
         self._waiting: list[Signed] = []
@@ -113,6 +123,8 @@ class RealSignatures:
 
     def signed(self, key: bytes, signature: bytes, message: bytes) -> None:
         """An identity of ours has signed `message`."""
+        if not self._helped:
+            return
         self._remember(key, signature, message)
         self._waiting.append((key, signature, message))
         if len(self._waiting) == BATCH:

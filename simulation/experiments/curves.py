@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, sqrt
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from msgspec import Struct
@@ -29,7 +29,11 @@ from simulation.checkers import consensus_distance
 from simulation.machines import Host
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
+from simulation.windows import Windows
 from simulation.world import World
+
+# Whatever can be looked at: a world in this process, or one in several.
+Watched: TypeAlias = World | Windows
 
 # Nodes that are measured on the way: the standard error of a mean is an eighth of the spread, and looking takes
 # milliseconds. The report at the end measures all.
@@ -119,6 +123,37 @@ class ObservedLearner(Learner):
         return found
 
 
+class Look(Struct, frozen=True):
+    """What one node has learned, as it is now."""
+
+    index: int
+    readout: FloatArray  # averaged: what is tested
+    weights: FloatArray  # what is exchanged
+    last_change: FloatArray | None  # of its last training job, where that is remembered
+    steps: int
+    shards: int
+
+
+def look_at(host: Host) -> Look | None:
+    """Of a machine that runs; None: of another one."""
+    worker = host.worker
+    if not isinstance(worker, ObservedLearner):
+        return None
+    return Look(
+        index=host.index,
+        readout=worker.look(),
+        weights=worker.weights(),
+        last_change=worker.last_change,
+        steps=worker.steps,
+        shards=len(worker.run_info.shard_sizes),
+    )
+
+
+def looked(world: Watched, hosts: Sequence[Host]) -> list[Look]:
+    """At those of these machines that run."""
+    return [look for look in world.ask(hosts, look_at) if look is not None]
+
+
 class Recorder:
     """Looks at a world every so often; the world tells it news in between (an `Observer`).
 
@@ -152,7 +187,7 @@ class Recorder:
 
     # --- what the world tells -------------------------------------------------------------------------
 
-    def begin(self, world: World) -> None:
+    def begin(self, world: Watched) -> None:
         """Learns who is who; before the first event."""
         self._row_of = {host.id: self._row(host.index) for host in world.hosts}
 
@@ -174,17 +209,13 @@ class Recorder:
 
     # --- looking --------------------------------------------------------------------------------------
 
-    def look(self, world: World) -> Point:
+    def look(self, world: Watched) -> Point:
         """Measures now, and keeps what it found."""
         up = {host.index: host for host in world.honest()}
-        learners = [
-            worker
-            for index in self.sample
-            if index in up and isinstance(worker := up[index].worker, ObservedLearner)
-        ]
-        metrics = self._evaluate([learner.look() for learner in learners]) if learners else []
+        looks = looked(world, [up[index] for index in self.sample if index in up])
+        metrics = self._evaluate([look.readout for look in looks]) if looks else []
         found, losses = finite(metrics, "accuracy"), finite(metrics, "loss")
-        models = [learner.weights() for learner in learners]
+        models = [look.weights for look in looks]
         distance = None
         if len(models) > 1:
             # Of a sample, without bias; of everybody, the distance itself.
@@ -193,12 +224,12 @@ class Recorder:
         point = Point(
             at_s=world.now,
             up=len(up),
-            measured=len(learners),
+            measured=len(looks),
             mean=fmean(found) if found else None,
             quartiles=_quartiles(found) if found else None,
             worst=min(found) if found else None,
             consensus=distance if distance is not None and isfinite(distance) else None,
-            predicted=self._predicted(world, learners, len(up)),
+            predicted=self._predicted(world, looks, len(up)),
             events=world.events,
             exchanges=world.exchanges,
             node_updates=world.node_updates,
@@ -211,17 +242,15 @@ class Recorder:
         self.points.append(point)
         return point
 
-    def accuracy_of(self, hosts: Sequence[Host]) -> dict[int, float]:
+    def accuracy_of(self, world: Watched, hosts: Sequence[Host]) -> dict[int, float]:
         """Index -> accuracy as it is now, of those of these machines that learn and have one."""
-        learning = {
-            host.index: host.worker.look() for host in hosts if isinstance(host.worker, ObservedLearner)
-        }
-        if not learning:
+        looks = looked(world, hosts)
+        if not looks:
             return {}
-        found = [metrics.get("accuracy") for metrics in self._evaluate(list(learning.values()))]
+        found = [metrics.get("accuracy") for metrics in self._evaluate([look.readout for look in looks])]
         return {
-            index: value
-            for index, value in zip(learning, found, strict=True)
+            look.index: value
+            for look, value in zip(looks, found, strict=True)
             if value is not None and isfinite(value)
         }
 
@@ -243,22 +272,22 @@ class Recorder:
                 rows=self._rows,
                 counts=sorted((first, second, count) for (first, second), count in self._contacts.items()),
             ),
-            incidents=sorted(incidents, key=lambda incident: (incident.at_s, incident.kind)),
+            incidents=sorted(incidents, key=_when),
             incidents_left_out=self._left_out,
         )
 
-    def _predicted(self, world: World, learners: Sequence[Any], up: int) -> float | None:
+    def _predicted(self, world: Watched, looks: Sequence[Look], up: int) -> float | None:
         before = self.points[-1] if self.points else None
         jobs = world.node_updates - (before.node_updates if before else 0)
         exchanges = world.exchanges - (before.exchanges if before else 0)
-        changes = [learner.last_change for learner in learners if learner.last_change is not None]
+        changes = [look.last_change for look in looks if look.last_change is not None]
         if len(changes) < 2 or not jobs or not exchanges:
             return None
         return predicted_distance(
             up,
             spread=consensus_distance(changes) * sqrt(len(changes) / (len(changes) - 1)),
             jobs=jobs / exchanges,
-            shards=len(learners[0].run_info.shard_sizes),
+            shards=looks[0].shards,
         )
 
     def _row(self, index: int) -> int:
@@ -302,6 +331,10 @@ def finite(metrics: Sequence[Mapping[str, float]], name: str) -> list[float]:
     """The values of one metric, of those that have a finite one."""
     found = [entry.get(name) for entry in metrics]
     return [value for value in found if value is not None and isfinite(value)]
+
+
+def _when(incident: Incident) -> tuple[float, str, int]:
+    return incident.at_s, incident.kind, -1 if incident.node is None else incident.node
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

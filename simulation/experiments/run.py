@@ -5,6 +5,7 @@ Whatever is in a `Report` except the wall-clock figures repeats with the seed.
 
 import gc
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from math import inf, isfinite, nan
 from statistics import fmean
 from time import perf_counter
@@ -19,12 +20,23 @@ from p2pnode.errors import ExitCode, UserError
 from p2pnode.printable import printable
 from simulation.adversaries import Adversaries
 from simulation.checkers import consensus_distance
-from simulation.experiments.curves import Curve, ObservedLearner, Recorder, accuracies, finite, sample_of
+from simulation.experiments.curves import (
+    Curve,
+    Look,
+    ObservedLearner,
+    Recorder,
+    Watched,
+    accuracies,
+    finite,
+    looked,
+    sample_of,
+)
 from simulation.machines import Host, store_of
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import signatures_of
 from simulation.stopping import StopRule
+from simulation.windows import Windows
 from simulation.world import World
 
 # Somebody who watches is told so often, in seconds of this machine's time; an interrupt waits no longer than that.
@@ -94,9 +106,12 @@ class RealParts:
         scenario: Names the task and the settings.
         seeds: Of the run.
         remembers: The nodes whose last change is kept, to measure how they spread.
+        helped: Whether another process checks signatures.
     """
 
-    def __init__(self, scenario: Scenario, seeds: Seeds, *, remembers: Container[int] = ()) -> None:
+    def __init__(
+        self, scenario: Scenario, seeds: Seeds, *, remembers: Container[int] = (), helped: bool = True
+    ) -> None:
         from gossip.learning.trainer import Trainer
 
         self._config = scenario.config
@@ -114,7 +129,9 @@ class RealParts:
         )
         self.run_id = self.run_info.id
         self._seed = seeds.integer("batches") % 2**32
-        self.signatures = signatures_of(scenario.compute.signatures, seeds.entropy("signatures"))
+        self.signatures = signatures_of(
+            scenario.compute.signatures, seeds.entropy("signatures"), helped=helped
+        )
 
     def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
         return Node(
@@ -192,10 +209,11 @@ def run(
     replay: str = "",
     check: bool = True,
     central: bool = True,
-    progress: Callable[[World], None] | None = None,
+    progress: Callable[[Watched], None] | None = None,
     every_s: float = 5.0,
     measure_every_s: float = 0.0,
-    glance: Callable[[World, Recorder | None], bool] | None = None,
+    glance: Callable[[Watched, Recorder | None], bool] | None = None,
+    processes: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> Report:
     """Runs a scenario to its end and measures.
@@ -208,6 +226,8 @@ def run(
         measure_every_s: Virtual seconds from one point of the curve to the next; 0: no curve.
         glance: Called several times a second of wall time; returns whether to go on. What is reported of a run that
             did not go on is marked as partial.
+        processes: How many share the work; what comes out is the same. More than one need a scenario that
+            `simulation.windows.why_not` has nothing against.
         say: Is told, before the run, what the report will lack.
 
     Raises:
@@ -215,27 +235,40 @@ def run(
         ViolationError: a checker saw what must never happen.
     """
     seeds = Seeds(seed)
-    parts = RealParts(scenario, seeds, remembers=sample_of(scenario, seeds) if measure_every_s else ())
-    _check_accuracy(scenario, parts.metrics(), say)
+    remembers = sample_of(scenario, seeds) if measure_every_s else ()
+    parts = RealParts(scenario, seeds, remembers=remembers, helped=processes == 1)
+    check_accuracy(scenario, parts.metrics(), say)
     whole = _whole(scenario, say) if central else None
     parts.warm_up()
     recorder = None
     if measure_every_s:
         recorder = Recorder(scenario, seeds, every_s=measure_every_s, evaluate=parts.trainer.evaluate)
     hostile = Adversaries(scenario.adversaries, scenario.nodes, seeds, parts.run_info)
-    world = World(
-        scenario,
-        seeds,
-        parts,
-        replay=replay,
-        check=check,
-        signatures=parts.signatures,
-        observer=recorder,
-        adversaries=hostile,
-    )
+    world: Watched
+    if processes > 1:
+        make = partial(_elsewhere, observed=recorder is not None)
+        world = Windows(
+            *(scenario, seed, parts),
+            make=make,
+            processes=processes,
+            replay=replay,
+            check=check,
+            observer=recorder,
+        )
+    else:
+        world = World(
+            scenario,
+            seeds,
+            parts,
+            replay=replay,
+            check=check,
+            signatures=parts.signatures,
+            observer=recorder,
+            adversaries=hostile,
+        )
     if recorder is not None:
         recorder.begin(world)
-    rule = _rule(scenario, seeds, parts)
+    rule = _rule(scenario, seeds, parts, world)
     drive = _Drive(world, recorder, progress=progress, every_s=every_s, glance=glance, rule=rule)
     # Looking for cycles among the millions of objects of hundreds of nodes costs a tenth of the time and finds few
     # (lookups of the DHT that ended): between two stretches is soon enough, and only among the new objects.
@@ -244,24 +277,23 @@ def run(
     try:
         first = drive.to(scenario.duration_s / 2)
         settled = drive.to(scenario.duration_s)
+        looks = looked(world, world.honest())
+        digest = world.digest
     finally:
         gc.enable()
         world.close()
-    workers = [host.worker for host in world.honest()]
-    learners = [worker for worker in workers if isinstance(worker, Learner)]
-    assert len(learners) == len(workers), "these are the parts that we gave"
-    partial = drive.stopped and not drive.satisfied
-    accuracy, loss = _learned(scenario, parts, learners, whole=None if partial else whole)
+    ended_early = drive.stopped and not drive.satisfied
+    accuracy, loss = _learned(scenario, parts, looks, whole=None if ended_early else whole)
     return Report(
         scenario=scenario.name,
         seed=seed,
         stopped=drive.satisfied,
         stop_rule=_told(rule, world.now, satisfied=drive.satisfied) if rule is not None else "",
-        partial=partial,
+        partial=ended_early,
         nodes=scenario.nodes,
         hostile=len(hostile.acts),
         signatures=scenario.compute.signatures,
-        digest=world.digest,
+        digest=digest,
         virtual_s=world.now,
         wall_s=first.wall_s + settled.wall_s,
         events=world.events,
@@ -269,7 +301,7 @@ def run(
         node_updates=world.node_updates,
         accuracy=accuracy,
         loss=loss,
-        consensus=consensus_distance([learner.weights() for learner in learners]) if learners else nan,
+        consensus=consensus_distance([look.weights for look in looks]) if looks else nan,
         settled=settled,
         messages=world.messages,
         bytes_sent=world.bytes_sent,
@@ -280,6 +312,14 @@ def run(
     )
 
 
+def _elsewhere(scenario: Scenario, seeds: Seeds, *, observed: bool) -> RealParts:
+    """What another process of the same run makes for its own machines."""
+    remembers = sample_of(scenario, seeds) if observed else ()
+    parts = RealParts(scenario, seeds, remembers=remembers, helped=False)
+    parts.warm_up()
+    return parts
+
+
 class _Drive:
     """Runs a world, and pauses it for those who want to look; the pauses do not count.
 
@@ -288,12 +328,12 @@ class _Drive:
 
     def __init__(
         self,
-        world: World,
+        world: Watched,
         recorder: Recorder | None,
         *,
-        progress: Callable[[World], None] | None,
+        progress: Callable[[Watched], None] | None,
         every_s: float,
-        glance: Callable[[World, Recorder | None], bool] | None,
+        glance: Callable[[Watched, Recorder | None], bool] | None,
         rule: StopRule[Host] | None,
     ) -> None:
         self.stopped = False
@@ -352,21 +392,18 @@ class _Drive:
         )
 
 
-def _rule(scenario: Scenario, seeds: Seeds, parts: RealParts) -> StopRule[Host] | None:
+def _rule(scenario: Scenario, seeds: Seeds, parts: RealParts, world: Watched) -> StopRule[Host] | None:
     """When the scenario wants to end before its time."""
     if not scenario.stop.asked:
         return None
-
-    def learners(hosts: Sequence[Host]) -> list[Learner]:
-        return [host.worker for host in hosts if isinstance(host.worker, Learner)]
 
     return StopRule(
         scenario.stop,
         seeds.random("stop"),
         accuracies=lambda hosts: accuracies(
-            parts.trainer.evaluate, [one.readout() for one in learners(hosts)]
+            parts.trainer.evaluate, [look.readout for look in looked(world, hosts)]
         ),
-        consensus=lambda hosts: consensus_distance([one.weights() for one in learners(hosts)]),
+        consensus=lambda hosts: consensus_distance([look.weights for look in looked(world, hosts)]),
     )
 
 
@@ -374,7 +411,7 @@ def _told(rule: StopRule[Host], now: float, *, satisfied: bool) -> str:
     return f"at {now!r} virtual s: {rule.found}" if satisfied else f"not met: {rule.found}"
 
 
-def _check_accuracy(scenario: Scenario, metrics: Sequence[str], say: Callable[[str], None] | None) -> None:
+def check_accuracy(scenario: Scenario, metrics: Sequence[str], say: Callable[[str], None] | None) -> None:
     """What is to be known before the run of a task that measures no accuracy."""
     if "accuracy" in metrics:
         return
@@ -391,13 +428,13 @@ def _check_accuracy(scenario: Scenario, metrics: Sequence[str], say: Callable[[s
 
 
 def _learned(
-    scenario: Scenario, parts: RealParts, learners: Sequence[Learner], *, whole: Task | None
+    scenario: Scenario, parts: RealParts, looks: Sequence[Look], *, whole: Task | None
 ) -> tuple[Accuracy, Loss]:
-    metrics = parts.trainer.evaluate([learner.readout() for learner in learners]) if learners else []
+    metrics = parts.trainer.evaluate([look.readout for look in looks]) if looks else []
     found = finite(metrics, "accuracy")
     # A loss that is not a number is as bad as any; it must not be lost in a mean of the others.
     losses = [entry["loss"] if isfinite(entry["loss"]) else inf for entry in metrics]
-    alone = _central(scenario, whole, learners) if whole is not None and learners else {}
+    alone = _central(scenario, whole, looks) if whole is not None and looks else {}
     return Accuracy(
         mean=fmean(found) if found else nan,
         worst=min(found) if found else nan,
@@ -426,12 +463,12 @@ def _whole(scenario: Scenario, say: Callable[[str], None] | None) -> Task | None
         return None
 
 
-def _central(scenario: Scenario, whole: Task, learners: Sequence[Learner]) -> dict[str, float]:
+def _central(scenario: Scenario, whole: Task, looks: Sequence[Look]) -> dict[str, float]:
     """Metrics of all rows in one place: same rules, as many rounds as the nodes made on average."""
     from gossip.learning.trainer import train_alone
 
     learning = scenario.config.learning
     if learning.local_steps == 0:
         return {}
-    rounds = round(fmean(learner.steps for learner in learners) / learning.local_steps)
+    rounds = round(fmean(look.steps for look in looks) / learning.local_steps)
     return train_alone(whole, rounds=max(rounds, 1), learning=learning)

@@ -23,11 +23,10 @@ from simulation.notes import notes
 from simulation.scenario import Scenario, ScenarioError, describe, load
 
 if TYPE_CHECKING:
-    from simulation.experiments.curves import Recorder
+    from simulation.experiments.curves import Recorder, Watched
     from simulation.experiments.results import Result
     from simulation.experiments.run import Report
     from simulation.experiments.watching import Watching
-    from simulation.world import World
 
 # Points of a curve, where nobody says how far apart.
 POINTS = 20
@@ -84,6 +83,13 @@ def load_or_exit(name: str, changes: tuple[str, ...]) -> Scenario:
     help="Change one setting, e.g. network.loss=0.1.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the work of this one run; what comes out is the same.",
+)
 @click.option("--no-checks", is_flag=True, help="Run without the checkers, for speed.")
 @click.option(
     "--every",
@@ -119,6 +125,7 @@ def run_(
     nodes: int | None,
     overrides: tuple[str, ...],
     as_json: bool,
+    jobs: int,
     no_checks: bool,
     every: float | None,
     no_curve: bool,
@@ -153,6 +160,11 @@ def run_(
     )
     for note in notes(loaded):
         click.echo(f"note: {note}", err=True)
+    if jobs > 1 and (sentence := _why_not(loaded, jobs)):
+        click.echo(f"p2psim: --jobs: {sentence}", err=True)
+        sys.exit(2)
+    if jobs > 1:
+        _say_worth(loaded)
     if watch and not every_s:
         click.echo("p2psim: --watch shows the curve as it grows, so it goes without --no-curve", err=True)
         sys.exit(2)
@@ -160,7 +172,9 @@ def run_(
     from simulation.experiments.results import result
 
     try:
-        report = _run(loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch)
+        report = _run(
+            loaded, seed, replay=replay, check=not no_checks, every_s=every_s, watch=watch, jobs=jobs
+        )
     except ViolationError as error:
         failed = f"{VIOLATION}: {error}"
         click.echo(f"p2psim: {failed}", err=True)
@@ -175,7 +189,31 @@ def run_(
         sys.exit(INTERRUPTED)
 
 
-def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: float, watch: bool) -> "Report":
+def _say_worth(loaded: Scenario) -> None:
+    from simulation.windows import WORTH_S, width_s
+
+    if (width := width_s(loaded)) < WORTH_S:
+        click.echo(
+            f"note: --jobs: what is sent may arrive after {1e3 * width:.3g} ms; below {1e3 * WORTH_S:g} ms several "
+            "processes wait for each other more than they work",
+            err=True,
+        )
+
+
+def _why_not(loaded: Scenario, jobs: int) -> str:
+    """Why a run cannot be shared by so many processes; empty: it can."""
+    from simulation.windows import why_not
+
+    if reason := why_not(loaded):
+        return f"expected 1, found {jobs}: {reason}"
+    return (
+        f"expected at most one for each of {loaded.nodes} nodes, found {jobs}" if jobs > loaded.nodes else ""
+    )
+
+
+def _run(
+    loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: float, watch: bool, jobs: int
+) -> "Report":
     """Runs with progress on standard error; ends the command with a sentence where there can be no run.
 
     Raises:
@@ -187,7 +225,7 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
 
     begun = perf_counter()
 
-    def progress(world: "World") -> None:
+    def progress(world: "Watched") -> None:
         spent = perf_counter() - begun
         click.echo(
             f"{world.now:7.1f} s of {loaded.duration_s:g} s  {len(world.up()):4d} up  {world.events:9d} events  "
@@ -211,7 +249,7 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
             TaskFaults(loaded.task.name),
         ):
 
-            def glance(world: "World", recorder: "Recorder | None") -> bool:
+            def glance(world: "Watched", recorder: "Recorder | None") -> bool:
                 if screen is not None and recorder is not None:
                     screen.look(world, recorder)
                 return not interrupt.asked
@@ -225,6 +263,7 @@ def _run(loaded: Scenario, seed: int, *, replay: str, check: bool, every_s: floa
                 every_s=max(loaded.duration_s / 20.0, 1.0),
                 measure_every_s=every_s,
                 glance=glance,
+                processes=jobs,
                 say=say,
             )
     except UserError as error:

@@ -221,7 +221,7 @@ def stop_rule_fault(job: Job) -> str:
 
     What else is wrong with its task, its runs tell.
     """
-    from simulation.experiments.run import RealParts, _check_accuracy
+    from simulation.experiments.run import RealParts, check_accuracy
     from simulation.seeds import Seeds
     from simulation.task_faults import TaskFaultError, TaskFaults
 
@@ -231,7 +231,7 @@ def stop_rule_fault(job: Job) -> str:
     few = msgspec.structs.replace(loaded, nodes=2, task=task)
     try:
         with _InWords(), TaskFaults(loaded.task.name):
-            _check_accuracy(few, RealParts(few, Seeds(job.seed)).metrics(), None)
+            check_accuracy(few, RealParts(few, Seeds(job.seed)).metrics(), None)
     except TaskFaultError:
         return ""
     except UserError as error:

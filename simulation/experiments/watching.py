@@ -19,9 +19,9 @@ from rich.text import Text
 
 from p2pnode.printable import printable
 from p2pnode.tables import sparkline
-from simulation.experiments.curves import Point, Recorder
+from simulation.experiments.curves import Point, Recorder, Watched
+from simulation.machines import Host
 from simulation.scenario import Scenario
-from simulation.world import World
 
 State: TypeAlias = Literal["down", "joining", "alone", "leaving", "hostile", "learning"]
 
@@ -209,7 +209,7 @@ class Watching:
         )
         self._free_at = 0.0
 
-    def look(self, world: World, recorder: Recorder) -> None:
+    def look(self, world: Watched, recorder: Recorder) -> None:
         """Takes in what is to be seen, and draws it."""
         begun = perf_counter()
         if self._began is None:
@@ -221,22 +221,22 @@ class Watching:
         self._accuracy = {index: value for index, value in self._accuracy.items() if index in there}
         turn = [honest[(self._turn + step) % len(honest)] for step in range(min(TESTED_AT_ONCE, len(honest)))]
         self._turn += len(turn)
-        self._accuracy |= recorder.accuracy_of(turn)
+        self._accuracy |= recorder.accuracy_of(world, turn)
         sight = self._sight(world, recorder, there)
         self._live.update(screen(sight, self._console.width, self._console.height), refresh=True)
         ended = perf_counter()
         self._free_at = ended + (ended - begun) * (1 / _SHARE - 1)
 
-    def _sight(self, world: World, recorder: Recorder, honest: set[int]) -> Sight:
+    def _sight(self, world: Watched, recorder: Recorder, honest: set[int]) -> Sight:
         assert self._began is not None, "a look has begun"
         states: list[State] = []
-        for host in world.hosts:
-            if host.core is None:
+        for host, state in zip(world.hosts, world.ask(world.hosts, _state_of), strict=True):
+            if state is None:
                 states.append("down")
             elif host.index not in honest:
                 states.append("hostile")
             else:
-                states.append(_STATES.get(getattr(host.core, "state", ""), "learning"))
+                states.append(_STATES.get(state, "learning"))
         return Sight(
             name=self._scenario.name,
             seed=self._seed,
@@ -278,3 +278,8 @@ def watching(scenario: Scenario, seed: int) -> Iterator[Watching | None]:
     waiting = Text(f"{printable(scenario.name, 40)}, seed {seed}: compiling")
     with Live(waiting, console=console, screen=True, auto_refresh=False, transient=True) as live:
         yield Watching(scenario, seed, console, live)
+
+
+def _state_of(host: Host) -> str | None:
+    """What the program of a machine says of itself; None: none runs."""
+    return None if host.core is None else getattr(host.core, "state", "")

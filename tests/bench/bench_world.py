@@ -9,6 +9,7 @@ once, and a heap that does nothing, are the physical limits in the same run.
 """
 
 import heapq
+import os
 import subprocess
 import sys
 import time
@@ -104,4 +105,33 @@ def world() -> list[Figure]:
     ]
 
 
-BENCHMARKS = (world,)
+def windows() -> list[Figure]:
+    """One run divided among all processors, beside the same run on one of them. Both find the same."""
+    processes = os.cpu_count() or 1
+    if processes == 1:
+        return []
+    figures = []
+    for signatures in ("real", "modelled"):
+        speeds, digests = [], []
+        for jobs in (1, processes):
+            found = answer(
+                *(BIN / "p2psim", "run", SCENARIO, "--seed", "1", "--no-checks", "--no-curve", "--json"),
+                *("--set", "network.preset=wan", "--set", f"compute.signatures={signatures}"),
+                *("--jobs", str(jobs)),
+            )
+            speeds.append(found["settled"]["node_updates"] / found["settled"]["wall_s"])
+            digests.append(found["digest"])
+        assert len(set(digests)) == 1, digests
+        figures.append(
+            Figure(
+                name=f"world: node-updates on wan, second half, {processes} processes, signatures {signatures}",
+                value=speeds[1],
+                unit="1/s",
+                reference=speeds[0],
+                against="one process",
+            )
+        )
+    return figures
+
+
+BENCHMARKS = (world, windows)

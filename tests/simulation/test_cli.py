@@ -198,9 +198,11 @@ def test_a_reader_that_has_enough_ends_a_command_quietly(arguments: list[str], g
     assert not done.stderr
 
 
-def test_ctrl_c_ends_a_run_with_a_partial_report_and_status_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_ends_a_run_with_a_partial_report_and_status_130(tmp_path: Path, jobs: int) -> None:
     out = tmp_path / "r.jsonl"
     arguments = ["run", "smoke-20", "--set", "duration_s=3000", "--every", "1", "--json", "--out", str(out)]
+    arguments += ["--jobs", str(jobs)]
     process = subprocess.Popen(
         [sys.executable, "-c", FOREGROUND, *arguments],
         cwd=ROOT,
@@ -225,6 +227,23 @@ def test_ctrl_c_ends_a_run_with_a_partial_report_and_status_130(tmp_path: Path) 
     assert "Traceback" not in stderr
     assert out.read_bytes() == b""
     assert "partial run is not added" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["hostile-50", "--jobs", "2"], "expected 1, found 2: adversaries know what everybody has said"),
+        (
+            ["smoke-20", "--jobs", "2", "--set", "network.preset=mobile"],
+            "expected 1, found 2: frames of all senders queue",
+        ),
+        (["smoke-20", "--jobs", "21"], "expected at most one for each of 20 nodes, found 21"),
+    ],
+)
+def test_a_run_that_cannot_be_divided_says_why(arguments: list[str], found: str) -> None:
+    result = CliRunner().invoke(main, ["run", *arguments])
+    assert result.exit_code == 2
+    assert f"p2psim: --jobs: {found}" in result.stderr
 
 
 def test_results_are_appended_and_tabled(tmp_path: Path) -> None:

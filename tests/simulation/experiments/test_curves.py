@@ -79,7 +79,7 @@ def test_looking_changes_neither_the_digest_nor_a_bit_of_the_end(looked: Report)
 def test_a_curve_repeats_with_the_seed_and_whoever_watches(looked: Report) -> None:
     def glance(world: World, recorder: Recorder | None) -> bool:
         assert recorder is not None
-        found = recorder.accuracy_of(world.up()[:3])
+        found = recorder.accuracy_of(world, world.up()[:3])
         assert all(0 <= value <= 1 for value in found.values())
         return True
 
