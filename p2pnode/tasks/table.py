@@ -10,7 +10,7 @@ say `scale="none"`.
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +30,9 @@ TEST_SHARE = 0.2
 _SPLIT_SEED = 0
 # Read into memory twice or three times over.
 _FILE_BYTES_MAX = 2**30
+# Models train in float32, where a larger number is infinite.
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_REPAIR = "fill it or drop the row"
 
 
 def make(
@@ -59,7 +62,8 @@ def make(
 
     Args:
         path: CSV (comma or semicolon; a header is recognised by cells that are no numbers), or NPZ with
-            arrays `x` (rows, features) and `y` (rows,).
+            arrays `x` (rows, features) and `y` (rows,). Nothing may be missing: a cell that is empty or
+            NaN, and a feature that is infinite or too large for float32, are refused with their place.
         label: The label's column in a CSV file: its name in the header, or its index (-1: the last).
         classes: All labels that occur anywhere, in an agreed order; default: those of this file, sorted.
         scale: standard (subtract a mean, divide by a deviation) or none.
@@ -141,20 +145,13 @@ def make(
 
 
 class _Table(Struct, frozen=True):
-    x: npt.NDArray[np.float64]  # (rows, features), finite
+    x: npt.NDArray[np.float64]  # (rows, features), finite, also as float32
     labels: list[str]
 
 
 @lru_cache(maxsize=2)
 def _read(path: str, label: str | int, changed_ns: int, size_bytes: int) -> _Table:
-    table = _read_npz(path) if path.endswith(".npz") else _read_csv(path, label)
-    bad = np.argwhere(~np.isfinite(table.x))
-    if len(bad):
-        row, column = bad[0].tolist()
-        raise LocalError(
-            f"{path}: row {row + 1}, feature {column + 1} is not a finite number; fill it or drop the row"
-        )
-    return table
+    return _read_npz(path) if path.endswith(".npz") else _read_csv(path, label)
 
 
 def _read_npz(path: str) -> _Table:
@@ -166,7 +163,13 @@ def _read_npz(path: str) -> _Table:
         raise LocalError(
             f"{path}: expected x and y of equally many rows, at least two, got {x.shape} and {y.shape}"
         )
-    return _Table(x.reshape(len(x), -1).astype(np.float64), [_label(cell) for cell in y.tolist()])
+    x = x.reshape(len(x), -1).astype(np.float64)
+    _check_numbers(x, lambda row, feature: f"{path}: x, row {row}, feature {feature} (both from 0)")
+    for row, cell in enumerate(y.tolist()):
+        # A number that is none is no label; a word such as "inf" may be.
+        if _is_missing(cell) or cell in (float("inf"), float("-inf")):
+            raise LocalError(f"{path}: y, row {row} (from 0): expected a label, got {cell!r}; {_REPAIR}")
+    return _Table(x, [_label(cell) for cell in y.tolist()])
 
 
 def _read_csv(path: str, label: str | int) -> _Table:
@@ -174,13 +177,19 @@ def _read_csv(path: str, label: str | int) -> _Table:
         first = file.readline()
         file.seek(0)
         separator = ";" if first.count(";") > first.count(",") else ","
-        lines = [line for line in csv.reader(file, delimiter=separator) if line]
+        reader = csv.reader(file, delimiter=separator)
+        lines, numbers = [], []  # cells, and where they stand in the file
+        for line in reader:
+            if line:
+                lines.append(line)
+                numbers.append(reader.line_num)
     if not lines:
         raise LocalError(f"{path} is empty")
     width = len(lines[0])
     header = None
     if isinstance(label, str) or sum(not _is_number(cell) for cell in lines[0]) > 1:
         header = [cell.strip() for cell in lines.pop(0)]
+        numbers.pop(0)
     if isinstance(label, str):
         assert header is not None, "a label by name makes the first line a header"
         if label not in header:
@@ -192,17 +201,51 @@ def _read_csv(path: str, label: str | int) -> _Table:
         column = label % width
     if len(lines) < 2 or width < 2:
         raise LocalError(f"{path}: expected at least two rows and two columns, got {len(lines)} and {width}")
+    features = [at for at in range(width) if at != column]
+
+    def place(row: int, at: int) -> str:
+        return f"{path}: line {numbers[row]}, column {at + 1 if header is None else repr(header[at])}"
+
     x = np.empty((len(lines), width - 1))
     labels = []
-    for number, line in enumerate(lines, 1 if header is None else 2):
+    for row, line in enumerate(lines):
         if len(line) != width:
-            raise LocalError(f"{path}: line {number} has {len(line)} cells, the first has {width}")
-        labels.append(_label(line.pop(column)))
+            raise LocalError(f"{path}: line {numbers[row]} has {len(line)} cells, the first has {width}")
+        if _is_missing(line[column]):
+            raise LocalError(f"{place(row, column)}: expected a label, got {line[column]!r}; {_REPAIR}")
+        labels.append(_label(line[column]))
         try:
-            x[len(labels) - 1] = [float(cell) for cell in line]
+            x[row] = [float(line[at]) for at in features]
         except ValueError as error:
-            raise LocalError(f"{path}: line {number}: {error}; features must be numbers") from error
+            at = next(at for at in features if not _is_number(line[at]))
+            raise LocalError(f"{place(row, at)}: expected a number, got {line[at]!r}; {_REPAIR}") from error
+    _check_numbers(x, lambda row, feature: place(row, features[feature]))
     return _Table(x, labels)
+
+
+def _check_numbers(x: npt.NDArray[np.float64], place: Callable[[int, int], str]) -> None:
+    """Refuse what training would turn into NaN: what is not finite, and what float32 cannot hold.
+
+    Args:
+        x: Shape (rows, features).
+        place: Words for a row and a feature of it, both from 0.
+
+    Raises:
+        LocalError: one sentence, for the first.
+    """
+    bad = np.argwhere(~(np.abs(x) <= _FLOAT32_MAX))  # so written, NaN is bad
+    if len(bad):
+        row, feature = bad[0].tolist()
+        raise LocalError(
+            f"{place(row, feature)}: expected a finite number of at most {_FLOAT32_MAX:.2g} in size, "
+            f"got {float(x[row, feature])}; {_REPAIR}"
+        )
+
+
+def _is_missing(cell: Any) -> bool:
+    """Whether a label is one that nobody wrote: an empty cell, or the NaN that programs write in its place."""
+    text = str(cell).strip()
+    return not text or text.lower() == "nan"
 
 
 def _is_number(cell: str) -> bool:

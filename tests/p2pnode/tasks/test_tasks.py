@@ -1,5 +1,6 @@
 """The built-in tasks, and the door through which every task comes."""
 
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -181,6 +182,30 @@ def test_an_npz_file_holds_x_and_y(tmp_path: Path) -> None:
     assert task.classes == 3
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        ([[1, 2], [3, np.inf]], [0.0, 1.0], "x, row 1, feature 1 (both from 0): expected a finite number"),
+        ([[1, 2], [3, 4]], [0.0, np.nan], "y, row 1 (from 0): expected a label, got nan"),
+        ([[1, 2], [3, 4]], [-np.inf, 1.0], "y, row 0 (from 0): expected a label, got -inf"),
+        ([[1, 2], [3, 4]], ["", "ill"], "y, row 0 (from 0): expected a label, got ''"),
+    ],
+)
+def test_what_is_missing_in_an_npz_file_is_refused_with_its_place(
+    tmp_path: Path, x: Any, y: Any, said: str
+) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, x=np.array(x), y=np.array(y))
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_task("table", {"path": str(path)})
+
+
+def test_a_word_for_a_label_may_look_like_a_number(tmp_path: Path) -> None:
+    # "inf" is short for more than infinity; only an empty cell and NaN stand for nothing.
+    task = classifier("table", path=write(tmp_path, "1,inf\n2,sup\n3,inf\n4,sup\n5,NA\n6,NA\n"))
+    assert task.classes == 3
+
+
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path, "1,0\n2,1\n3,0\n4,1\n5,0\n")
     assert len(classifier("table", path=path).train) == 4
@@ -213,8 +238,21 @@ def test_what_peers_must_agree_on_is_in_the_version(tmp_path: Path) -> None:
     [
         ("", {}, "is empty"),
         ("1,2,a\n3,4,b\n5,6\n", {}, "line 3 has 2 cells, the first has 3"),
-        ("1,2,a\n3,x,b\n", {}, "line 2: could not convert string to float: 'x'"),
-        ("1,2,a\n3,nan,b\n", {}, "row 2, feature 2 is not a finite number"),
+        ("1,2,a\n3,x,b\n", {}, "line 2, column 2: expected a number, got 'x'; fill it or drop the row"),
+        ("u,v,w\n1,2,a\n\n3,,b\n", {}, "line 4, column 'v': expected a number, got ''"),
+        (
+            "1,2,a\n3,nan,b\n",
+            {},
+            "line 2, column 2: expected a finite number of at most 3.4e+38 in size, got nan",
+        ),
+        ("u,v,w\n1,a,2\n3,b,-inf\n", {"label": "v"}, "line 3, column 'w': expected a finite number"),
+        ("1,2,a\n3,1e39,b\n", {"scale": "none"}, "line 2, column 2: expected a finite number"),
+        (
+            "1,2,a\n\n3,4, \n5,6,b\n",
+            {},
+            "line 3, column 3: expected a label, got ' '; fill it or drop the row",
+        ),
+        ("u,v,w\n1,a,2\n3,NaN,4\n", {"label": "v"}, "line 3, column 'v': expected a label, got 'NaN'"),
         ("a,b,c\n1,2,3\n", {"label": "d"}, "has no column 'd'; its columns are a, b, c"),
         ("1,2,3\n4,5,6\n", {"label": 3}, "has 3 columns, so there is none with index 3"),
         ("1,1\n2,1\n3,1\n", {}, "at least two classes"),
