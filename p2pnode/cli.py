@@ -98,7 +98,7 @@ def init(home_text: str | None, encrypt: bool, as_json: bool, **flags: Any) -> N
     """Make a home: key, commented config.toml."""
     from p2pnode import home as homes
     from p2pnode import settings
-    from p2pnode.keyfile import make_identity
+    from p2pnode.keyfile import make_identity, new_passphrase
 
     home = _home(home_text)
     values = {name: text for _, name, text in _flag_values(**flags)}
@@ -106,7 +106,7 @@ def init(home_text: str | None, encrypt: bool, as_json: bool, **flags: Any) -> N
     homes.create(home)
     if home.config.exists() and values:
         raise UserError(ExitCode.USAGE, f"{home.config}: there is one already; change it there.")
-    public_key, node = make_identity(home, passphrase=_new_passphrase() if encrypt else None)
+    public_key, node = make_identity(home, passphrase=new_passphrase(home) if encrypt else None)
     if not home.config.exists():
         home.config.write_text(text)
     if as_json:
@@ -427,14 +427,6 @@ def _flag_values(
     ]
     given = [(flag, name, text) for flag, name, text in values if text is not None]
     return given + [("--set", *parse_assignment(text)) for text in assignments]
-
-
-def _new_passphrase() -> str:
-    from p2pnode.home import PASSPHRASE_VARIABLE
-
-    known = os.environ.get(PASSPHRASE_VARIABLE)
-    answer: str = known or click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
-    return answer
 
 
 def _print_json(value: Any) -> None:

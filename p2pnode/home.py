@@ -107,7 +107,8 @@ def read_key(home: Home) -> bytes:
     """
     check(home)
     try:
-        handle = os.open(home.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Without waiting: a pipe in its place would have us wait for a writer.
+        handle = os.open(home.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise UserError(
             ExitCode.HOME, f"{home.key}: there is no key yet; make one with `p2pnode init`."
@@ -116,10 +117,12 @@ def read_key(home: Home) -> bytes:
         raise UserError(
             ExitCode.HOME, f"{home.key}: cannot be read as a plain file ({error.strerror})."
         ) from error
+    found = os.fstat(handle)
+    # Before Python makes a stream of it, which for a directory raises.
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise _no_key_file(home, found)
     with os.fdopen(handle, "rb") as stream:
-        found = os.fstat(stream.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(ExitCode.HOME, f"{home.key}: expected a plain file, found something else.")
         _refuse_open(home.key, found, wanted=0o600)
         data = stream.read(KEY_BYTES_MAX + 1)
     if len(data) > KEY_BYTES_MAX:
@@ -138,6 +141,9 @@ def write_key(home: Home, data: bytes) -> None:
     try:
         handle = os.open(home.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
+        found = home.key.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise _no_key_file(home, found) from error
         raise UserError(
             ExitCode.HOME,
             f"{home.key}: there is a key already and it is never overwritten; choose another --home.",
@@ -188,6 +194,16 @@ def wait_until_free(home: Home, timeout_s: float) -> bool:
         if time.monotonic() >= give_up:
             return False
         time.sleep(FREE_POLL_S)
+
+
+def _no_key_file(home: Home, found: os.stat_result) -> UserError:
+    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISLNK, "a link"))
+    kind = next((words for holds, words in kinds if holds(found.st_mode)), "something else")
+    return UserError(
+        ExitCode.HOME,
+        f"{home.key}: expected the key, a plain file, found {kind}; move it away and put the key there, or "
+        "choose another --home.",
+    )
 
 
 def _refuse_open(path: Path, found: os.stat_result, *, wanted: int) -> None:

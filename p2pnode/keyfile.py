@@ -78,6 +78,26 @@ def open_identity(home: Home) -> Identity:
         raise UserError(ExitCode.HOME, f"{home.key}: {error}") from error
 
 
+def new_passphrase(home: Home) -> str:
+    """The passphrase for a key that is to be made: from the environment, else from the person, who types it twice.
+
+    Raises:
+        UserError: HOME; there is none in the environment and no terminal to ask on.
+    """
+    known = os.environ.get(PASSPHRASE_VARIABLE)
+    if known:
+        return known
+    if not os.isatty(0):
+        came = "no passphrase" if known is None else "an empty one"
+        raise UserError(
+            ExitCode.HOME,
+            f"{home.key}: expected a passphrase in {PASSPHRASE_VARIABLE} or a terminal to ask on, got {came} and "
+            f"no terminal; set {PASSPHRASE_VARIABLE}, or leave out --encrypt.",
+        )
+    answer: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    return answer
+
+
 def _passphrase(key: Path) -> str:
     known = os.environ.get(PASSPHRASE_VARIABLE)
     if known is not None:

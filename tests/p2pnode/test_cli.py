@@ -207,6 +207,24 @@ def test_an_encrypted_key_needs_its_passphrase_to_run_but_not_to_be_named(home: 
     assert "does not open" in refused(ExitCode.HOME, "run", "--home", str(home), env=wrong)
 
 
+@pytest.mark.parametrize(
+    ("env", "came"), [({}, "no passphrase"), ({"P2PNODE_PASSPHRASE": ""}, "an empty one")]
+)
+def test_a_passphrase_that_nobody_can_be_asked_for_is_one_sentence(
+    home: Path, env: dict[str, str], came: str
+) -> None:
+    said = refused(ExitCode.HOME, "init", "--encrypt", "--home", str(home), env=env)
+    assert f"expected a passphrase in P2PNODE_PASSPHRASE or a terminal to ask on, got {came}" in said
+    assert not (home / "identity.key").exists()
+
+
+@pytest.mark.parametrize("command", ["id", "run", "init"])
+def test_a_directory_in_place_of_the_key_is_one_sentence(home: Path, command: str) -> None:
+    (home / "identity.key").mkdir(mode=0o700, parents=True)
+    home.chmod(0o700)
+    assert "found a directory" in refused(ExitCode.HOME, command, "--home", str(home))
+
+
 def test_a_wrong_setting_is_refused_wherever_it_stands(home: Path) -> None:
     p2pnode("init", "--home", str(home))
     said = refused(ExitCode.USAGE, "run", "--home", str(home), "--set", "learning.local_step=3")

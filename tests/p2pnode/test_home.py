@@ -66,6 +66,17 @@ def test_a_link_in_place_of_the_key_is_refused(home: Home, tmp_path: Path) -> No
     assert (tmp_path / "elsewhere").read_bytes() == b"x"
 
 
+def test_what_is_no_file_in_place_of_the_key_is_refused_by_its_name(home: Home) -> None:
+    home.key.mkdir(mode=0o700)
+    for action in (homes.read_key, lambda home: homes.write_key(home, b"seed")):
+        code, said = refused(action, home)
+        assert code is ExitCode.HOME
+        assert f"{home.key}: expected the key, a plain file, found a directory; move it away" in said
+    home.key.rmdir()
+    os.mkfifo(home.key, 0o600)  # must not be waited for
+    assert "found something else" in refused(homes.read_key, home)[1]
+
+
 def test_a_key_of_absurd_size_is_refused(home: Home) -> None:
     homes.write_key(home, bytes(homes.KEY_BYTES_MAX + 1))
     assert "at most" in refused(homes.read_key, home)[1]
