@@ -62,6 +62,7 @@ from p2pnode.peers import Peers
 from p2pnode.recording import Recorder
 from p2pnode.store import Store
 from p2pnode.tasks import TASK_FAULTS
+from p2pnode.tasks.faults import what_came
 from p2pnode.tcp import reachable_address
 from p2pnode.transport import Listener, Transport
 from p2pnode.worker import Trains, Worker
@@ -108,6 +109,7 @@ class Daemon:
         threads: Whether arithmetic runs on threads; False under a mock clock.
         limits: On strangers.
         recorder: Writes down what the node is given; closed by the daemon.
+        task: What `load_task` was given, for the words about its faults.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Daemon:
         threads: bool = True,
         limits: Limits | None = None,
         recorder: Recorder | None = None,
+        task: str = "",
     ) -> None:
         self._recorder = recorder
         self._identity = identity
@@ -161,6 +164,7 @@ class Daemon:
             post=self._post.send,
             counters=self.counters,
             threads=threads,
+            task=task,
         )
         self._refusals_logged = TokenBucket()
         self._node: Node | None = None
@@ -425,7 +429,7 @@ class Daemon:
         try:
             return dict(await self._worker.evaluate())
         except TASK_FAULTS as error:  # a question must not end the daemon
-            raise UserError(ExitCode.TASK, f"cannot be tested: {error}.") from error
+            raise UserError(ExitCode.TASK, f"cannot be tested: {what_came(error)}.") from error
 
     async def export(self, path: str) -> dict[str, Any]:
         """Write the averaged read-out as safetensors.

@@ -30,6 +30,7 @@ from p2pnode.recording import TRACE_MB, Recorder
 from p2pnode.settings import TABLE, Settings, default_toml, to_toml
 from p2pnode.store import SqliteStore, Store
 from p2pnode.tasks import load_task
+from p2pnode.tasks.faults import TaskFaults
 from p2pnode.tcp import TcpTransport, reachable_address
 
 # Settings that peers must agree on: the command for the next machine names them where they are not the
@@ -95,7 +96,9 @@ def examine_task(settings: Settings) -> dict[str, Any]:
 
     from p2pnode.tasks.check import check_task
 
-    facts = check_task(load_task(settings.task.factory, settings.task_args), settings.core.learning)
+    spec = settings.task.factory
+    with TaskFaults(spec, key=f"the task {spec!r} failed"):
+        facts = check_task(load_task(spec, settings.task_args), settings.core.learning, spec=spec)
     answer: dict[str, Any] = msgspec.to_builtins(facts)
     return answer
 
@@ -154,29 +157,31 @@ def _work(
     for name, value in JAX_CACHE.items():
         os.environ.setdefault(name, value)
     core = settings.core
-    task = load_task(settings.task.factory, settings.task_args)
-    from gossip.learning.trainer import Trainer
-
-    trainer = Trainer(task, seed=core.learning.genesis_seed)
-    run = run_info(
-        network=core.network,
-        task=task,
-        schema=trainer.schema,
-        genesis=trainer.genesis,
-        learning=core.learning,
-    )
-    heap.keep_freed(4 * max(run.shard_sizes))
+    spec = settings.task.factory
     # Differs from node to node and stays with the node: for its JAX keys and the order of its rows.
     number = int.from_bytes(node_id(identity.public_key)[:4], "big")
-    learner = Learner(
-        run,
-        trainer.genesis,
-        exchange=core.exchange,
-        learning=core.learning,
-        node=number,
-        batches=lambda seed: task.batches("train", seed),
-        seed=number,
-    )
+    with TaskFaults(spec, key=f"the task {spec!r} failed"):
+        task = load_task(spec, settings.task_args)
+        from gossip.learning.trainer import Trainer
+
+        trainer = Trainer(task, seed=core.learning.genesis_seed)
+        run = run_info(
+            network=core.network,
+            task=task,
+            schema=trainer.schema,
+            genesis=trainer.genesis,
+            learning=core.learning,
+        )
+        heap.keep_freed(4 * max(run.shard_sizes))
+        learner = Learner(
+            run,
+            trainer.genesis,
+            exchange=core.exchange,
+            learning=core.learning,
+            node=number,
+            batches=lambda seed: task.batches("train", seed),
+            seed=number,
+        )
 
     async def main() -> None:
         daemon = Daemon(
@@ -193,6 +198,7 @@ def _work(
             entropy=os.urandom,
             rng=random.Random(os.urandom(32)),
             recorder=recorder,
+            task=settings.task.factory,
         )
         await _serve(home, settings, daemon, die_with_parent=die_with_parent)
 

@@ -26,6 +26,7 @@ from p2pnode.export import write_safetensors
 from p2pnode.metrics import Counters
 from p2pnode.store import Store
 from p2pnode.tasks import TASK_FAULTS
+from p2pnode.tasks.faults import TaskFaultError, TaskFaults, what_came
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Worker:
         counters: What is counted.
         threads: Whether to compute on threads. Under a mock clock there must be none: work is done in place, and takes
             no time.
+        task: What `load_task` was given; faults in a person's own code are told with file and line then.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Worker:
         post: Callable[[Done], Awaitable[None]],
         counters: Counters,
         threads: bool = True,
+        task: str = "",
     ) -> None:
         self._learner = learner
         self._trainer = trainer
@@ -82,6 +85,7 @@ class Worker:
         self._post = post
         self._counters = counters
         self._threads = threads
+        self._task = task
         self._urgent: deque[_Piece] = deque()  # exchanges
         self._patient: deque[_Piece] = deque()  # everything else
         self._changed = trio.lowlevel.ParkingLot()
@@ -110,7 +114,7 @@ class Worker:
         if isinstance(job, Save):
             self._queue(self._patient, self._dump, partial(self._then, self._write, report))
         elif isinstance(job, Train) and job.steps > 0:
-            capture = partial(_of_the_task, partial(self._learner.train_input, job.steps))
+            capture = partial(_of_the_task, self._task, partial(self._learner.train_input, job.steps))
             self._queue(self._patient, capture, partial(self._then, self._train, report))
         elif isinstance(job, Train):
             self._queue(self._patient, partial(self._learner.run, job), report)
@@ -120,9 +124,14 @@ class Worker:
     # --- requests of people ------------------------------------------------------------------------------
 
     async def evaluate(self) -> dict[str, float]:
-        """Measure the read-out on the test split of the task."""
+        """Measure the read-out on the test split of the task.
+
+        Raises:
+            UserError: TASK; the person's own code raised. What else the trainer raises comes as it is.
+        """
         vector = await self._ask(lambda: self._learner.readout().copy())
-        return (await self._compute("trainer", partial(self._trainer.evaluate, [vector])))[0]
+        with TaskFaults(self._task, key="cannot be tested"):
+            return (await self._compute("trainer", partial(self._trainer.evaluate, [vector])))[0]
 
     async def export(self, path: Path) -> int:
         """Write the read-out to a safetensors file; returns its size in bytes.
@@ -180,7 +189,7 @@ class Worker:
         self._nursery.start_soon(step, value, report)
 
     async def _train(self, given: TrainInput, report: Callable[[Trained], Awaitable[None]]) -> None:
-        train = partial(_of_the_task, partial(self._trainer.run, [given]))
+        train = partial(_of_the_task, self._task, partial(self._trainer.run, [given]))
         [output] = await self._compute("trainer", train)
         self._queue(self._patient, partial(self._learner.trained, output), report)
 
@@ -228,14 +237,18 @@ class Worker:
         self._changed.unpark_all()
 
 
-def _of_the_task(work: Callable[[], T]) -> T:
+def _of_the_task(task: str, work: Callable[[], T]) -> T:
     """Run what calls the person's own code, so that its faults are not taken for ours."""
     try:
-        return work()
+        with TaskFaults(task, key="the task failed while training"):
+            return work()
+    except TaskFaultError as error:
+        log.error("task_failed", exc_info=error.__cause__)
+        raise UserError(ExitCode.TASK, f"{error}; the log has the traceback.") from error
     except TASK_FAULTS as error:
         log.error("task_failed", exc_info=error)
         raise UserError(
             ExitCode.TASK,
-            f"the task failed while training ({type(error).__name__}: {error}); "
+            f"the task failed while training ({what_came(error)}); "
             "`p2pnode check-task` tries it alone, and the log has the traceback.",
         ) from error

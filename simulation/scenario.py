@@ -210,7 +210,7 @@ def check_task(scenario: Scenario, source: str) -> None:
     """
     from p2pnode.errors import UserError
     from p2pnode.tasks import load_task, task_factory, task_names
-    from simulation.task_faults import TaskFaultError, TaskFaults
+    from p2pnode.tasks.faults import TaskFaultError, TaskFaults
 
     task = scenario.task
     names = task_names()

@@ -25,6 +25,7 @@ import msgspec
 from gossip.errors import LocalError
 from gossip.events import Exchanged, News
 from p2pnode.errors import UserError
+from p2pnode.tasks.faults import TaskFaults
 from simulation.agenda import Letter
 from simulation.checkers import ViolationError
 from simulation.digest import digest_of
@@ -33,7 +34,6 @@ from simulation.processes import begin, ctrl_c_held_back
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import Signatures
-from simulation.task_faults import TaskFaults
 from simulation.varied import geography_of, links_of
 from simulation.world import World
 

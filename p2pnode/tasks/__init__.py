@@ -56,7 +56,7 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
         raise
     except TASK_FAULTS as error:
         given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "no arguments"
-        raise _error(f"the task {spec!r} cannot be made with {given}: {error}") from error
+        raise _error(f"the task {spec!r} cannot be made with {given}: {error}{_at(spec, error)}") from error
     lacking = [name for name in ("init", "loss", "batches") if not callable(getattr(task, name, None))]
     if lacking:
         raise _error(
@@ -102,7 +102,7 @@ def task_factory(spec: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except TASK_FAULTS as error:
         raise _error(
-            f"the module of task {spec!r} cannot be imported ({type(error).__name__}: {error}); "
+            f"the module of task {spec!r} cannot be imported ({type(error).__name__}: {error}){_at(spec, error)}; "
             f"is it installed, or in {here}?"
         ) from error
     factory = getattr(module, factory_name, None)
@@ -116,6 +116,14 @@ def task_factory(spec: str) -> Callable[..., Any]:
 
 def _targets() -> dict[str, str]:
     return {**BUILT_IN, **{point.name: point.value for point in entry_points(group=GROUP)}}
+
+
+def _at(spec: str, error: BaseException) -> str:
+    """Where in the person's own code it was, in brackets; empty where it was not there."""
+    from p2pnode.tasks.faults import place  # it asks this module whose a task is
+
+    where = place(spec, error)
+    return f" ({where})" if where else ""
 
 
 def _error(sentence: str) -> UserError:

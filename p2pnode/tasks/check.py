@@ -16,6 +16,7 @@ from gossip.learning.codec import payload_bytes
 from gossip.learning.learner import Learner
 from gossip.learning.task import Task, run_info, task_name
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.tasks.faults import TaskFaults, what_came
 
 # Steps that are timed, after the compiling one.
 _TIMED_STEPS = 20
@@ -37,8 +38,13 @@ class TaskFacts(Struct, frozen=True):
     snapshot_bytes: int
 
 
-def check_task(task: Task, learning: LearningConfig) -> TaskFacts:
+def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskFacts:
     """Run a task through everything that a daemon does with it. Imports JAX.
+
+    Args:
+        task: As `load_task` made it.
+        learning: How it will be trained.
+        spec: What it was made from; faults in a person's own code are told with file and line then.
 
     Raises:
         UserError: status TASK, one sentence: which part of the contract does not hold.
@@ -47,48 +53,52 @@ def check_task(task: Task, learning: LearningConfig) -> TaskFacts:
     from gossip.learning.trainer import Trainer
 
     started = time.perf_counter()
+    words = f"the task {task_name(task)} breaks its contract"
     try:
-        trainer = Trainer(task, seed=learning.genesis_seed)
-        again = Trainer(task, seed=learning.genesis_seed)
-        if not np.array_equal(trainer.genesis, again.genesis):
-            raise LocalError("init(key) gave other parameters for the same key; peers would share no genesis")
-        if not np.isfinite(trainer.genesis).all():
-            raise LocalError("init(key) gave parameters that are not finite")
-        run = run_info(
-            network="", task=task, schema=trainer.schema, genesis=trainer.genesis, learning=learning
-        )
-
-        def learner() -> Learner:
-            return Learner(
-                run,
-                trainer.genesis,
-                exchange=ExchangeConfig(),
-                learning=learning,
-                batches=lambda seed: task.batches("train", seed),
+        with TaskFaults(spec, key=words, first_uses=False):
+            trainer = Trainer(task, seed=learning.genesis_seed)
+            again = Trainer(task, seed=learning.genesis_seed)
+            if not np.array_equal(trainer.genesis, again.genesis):
+                raise LocalError(
+                    "init(key) gave other parameters for the same key; peers would share no genesis"
+                )
+            if not np.isfinite(trainer.genesis).all():
+                raise LocalError("init(key) gave parameters that are not finite")
+            run = run_info(
+                network="", task=task, schema=trainer.schema, genesis=trainer.genesis, learning=learning
             )
 
-        ours = learner()
-        ours.trained(trainer.run([ours.train_input(1)])[0])
-        compiled = time.perf_counter()
-        trained = None
-        for _ in range(_TIMED_STEPS):
-            trained = ours.trained(trainer.run([ours.train_input(1)])[0])
-        stepped = time.perf_counter()
-        assert trained is not None, "at least one step is timed"
-        if not np.isfinite(trained.loss):
-            raise LocalError(f"the loss is {trained.loss} after {ours.steps} steps; lower the learning rate?")
-        if np.array_equal(ours.weights(), trainer.genesis):
-            raise LocalError(f"{ours.steps} steps changed no weight; does the loss depend on the parameters?")
-        _exchange(ours, learner())
-        snapshot = ours.dump()
-        learner().load(snapshot)
-        test = trainer.evaluate([ours.readout()])[0]
+            def learner() -> Learner:
+                return Learner(
+                    run,
+                    trainer.genesis,
+                    exchange=ExchangeConfig(),
+                    learning=learning,
+                    batches=lambda seed: task.batches("train", seed),
+                )
+
+            ours = learner()
+            ours.trained(trainer.run([ours.train_input(1)])[0])
+            compiled = time.perf_counter()
+            trained = None
+            for _ in range(_TIMED_STEPS):
+                trained = ours.trained(trainer.run([ours.train_input(1)])[0])
+            stepped = time.perf_counter()
+            assert trained is not None, "at least one step is timed"
+            if not np.isfinite(trained.loss):
+                raise LocalError(
+                    f"the loss is {trained.loss} after {ours.steps} steps; lower the learning rate?"
+                )
+            if np.array_equal(ours.weights(), trainer.genesis):
+                raise LocalError(
+                    f"{ours.steps} steps changed no weight; does the loss depend on the parameters?"
+                )
+            _exchange(ours, learner())
+            snapshot = ours.dump()
+            learner().load(snapshot)
+            test = trainer.evaluate([ours.readout()])[0]
     except (LocalError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise UserError(
-            ExitCode.TASK,
-            f"the task {task_name(task)} breaks its contract: {type(error).__name__}: {first_line}",
-        ) from error
+        raise UserError(ExitCode.TASK, f"{words}: {what_came(error)}") from error
     return TaskFacts(
         task=run.task,
         schema=run.schema.hex(),

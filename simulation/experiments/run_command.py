@@ -220,8 +220,8 @@ def _run(
         ViolationError: a checker saw what must never happen.
     """
     from p2pnode.errors import UserError
+    from p2pnode.tasks.faults import TaskFaults
     from simulation.experiments.run import run
-    from simulation.task_faults import TaskFaults
 
     begun = perf_counter()
 

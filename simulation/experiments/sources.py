@@ -14,7 +14,7 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 from p2pnode.tasks import own_module
-from simulation.task_faults import OUR_PACKAGES, is_library
+from p2pnode.tasks.faults import OUR_PACKAGES, is_library
 
 PACKAGES = ("crypto", "gossip", "simulation", "p2pnode.tasks")
 # What computes; another version may round otherwise.

@@ -221,9 +221,9 @@ def stop_rule_fault(job: Job) -> str:
 
     What else is wrong with its task, its runs tell.
     """
+    from p2pnode.tasks.faults import TaskFaultError, TaskFaults
     from simulation.experiments.run import RealParts, check_accuracy
     from simulation.seeds import Seeds
-    from simulation.task_faults import TaskFaultError, TaskFaults
 
     loaded = load(job.scenario, job.changes)
     # Two nodes are enough for that; their rows are divided as among all.
@@ -254,9 +254,9 @@ def make(job: Job) -> Made:
 def _make(job: Job) -> Made:
     import jax
 
+    from p2pnode.tasks.faults import TaskFaults
     from simulation.checkers import ViolationError
     from simulation.experiments.run import run
-    from simulation.task_faults import TaskFaults
 
     loaded = load(job.scenario, job.changes)
     key = run_key(describe(loaded), job.seed)

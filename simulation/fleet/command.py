@@ -140,7 +140,7 @@ def fleet(
 
     from gossip.errors import LocalError
     from p2pnode.errors import UserError
-    from simulation.task_faults import TaskFaults
+    from p2pnode.tasks.faults import TaskFaults
 
     told = process == 0
     try:

@@ -232,3 +232,60 @@ def test_a_port_that_is_taken_is_an_address_problem(tmp_path: Path) -> None:
         answer = p2pnode("run", "--home", str(tmp_path / "home"), "--listen", address)
     assert answer.returncode == ExitCode.ADDRESS
     assert address in answer.stderr.splitlines()[-1]
+
+
+MINE = """
+import numpy as np
+class Strange(Exception): pass
+
+class Mine:
+    name, version = "mine", "1"
+    def __init__(self, where):
+        self.where = where
+    def init(self, key):
+        if self.where == "init":
+            raise Strange("no such layer\\nand a second line")
+        return {"w": np.zeros(1, "float32")}
+    def loss(self, params, batch, key):
+        import jax.numpy as jnp
+        return params["w"] @ jnp.ones(7), {}
+    def batches(self, split, seed):
+        while True:
+            yield {"x": [1.0]}
+
+def make(where):
+    if where == "make":
+        raise Strange("no such place")
+    return Mine(where)
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "check-task"])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("make", "mine.py, line 22, in make: Strange: no such place"),
+        ("init", "mine.py, line 11, in init: Strange: no such layer"),
+        ("loss", "mine.py, line 15, in loss: TypeError: "),
+    ],
+)
+def test_what_a_persons_own_task_raises_is_a_sentence_with_its_line(
+    tmp_path: Path, command: str, where: str, said: str
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    words = ["--home", str(tmp_path / "home"), "--task", "mine:make", "--set", f"task.args.where={where}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "p2pnode", command, "--listen", "127.0.0.1:0", *words],
+        cwd=ROOT,
+        env=environ(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        stdin=subprocess.DEVNULL,
+    )
+    assert ended.returncode == ExitCode.TASK, ended.stderr
+    # What is logged, as JSON since nobody looks on, may hold a traceback; what people read may not.
+    *logged, last = ended.stderr.splitlines()
+    assert [line for line in logged if not line.startswith("{")] == []
+    assert last.startswith("p2pnode: the task ")
+    assert said in last

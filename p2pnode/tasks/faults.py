@@ -1,7 +1,7 @@
 """Whose fault it was: a person's own task that raises ends a run with a sentence, what is ours keeps its traceback.
 
 What an exception passed through says it. A task's functions are called by JAX, from several places, on several threads,
-and may raise whatever Python can; so nothing is caught by its kind, as the daemon does, which calls them at one place.
+and may raise whatever Python can; so nothing is caught by its kind. The simulator and the daemon share it.
 """
 
 import sys
@@ -17,6 +17,7 @@ from p2pnode.tasks import own_module
 OUR_PACKAGES = ("crypto", "gossip", "p2pnode", "simulation")
 # Where what a task returned is used for the first time: what is wrong with it is seen there.
 _FIRST_USES = (
+    "gossip.learning.task.",
     "gossip.learning.trainer.",
     "gossip.learning.learner.Learner.train_input",
     "simulation.fleet.data.",
@@ -35,11 +36,14 @@ class TaskFaults:
     Args:
         spec: The task, as `p2pnode.tasks.load_task` takes it.
         key: What the sentence begins with.
+        first_uses: Whether what goes wrong where we first use what the task returned is its fault, too; False where the
+            caller has words of its own for that.
     """
 
-    def __init__(self, spec: str, *, key: str = "task.name") -> None:
+    def __init__(self, spec: str, *, key: str = "task.name", first_uses: bool = True) -> None:
         self._spec = spec
         self._key = key
+        self._first_uses = first_uses
 
     def __enter__(self) -> None:
         pass
@@ -49,20 +53,40 @@ class TaskFaults:
     ) -> None:
         if not isinstance(error, Exception) or isinstance(error, UserError):
             return
-        sentence = _sentence(self._spec, error)
+        sentence = _sentence(self._spec, error, first_uses=self._first_uses)
         if sentence:
             raise TaskFaultError(
                 ExitCode.TASK, f"{self._key}: {sentence}" if self._key else sentence
             ) from error
 
 
-def _sentence(spec: str, error: Exception) -> str:
+def what_came(error: BaseException) -> str:
+    """Kind and message of an exception, on one line."""
+    # JAX's messages are essays; their first lines say what.
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {printable(first)}" if first else type(error).__name__
+
+
+def place(spec: str, error: BaseException) -> str:
+    """`file.py, line 3, in loss`: the last place in the task's own code that an exception passed; else empty."""
+    return _walked(spec, error)[0] if own_module(spec) else ""
+
+
+def _sentence(spec: str, error: Exception, *, first_uses: bool) -> str:
     """Empty where it is no fault of the task; one of ours is our own fault."""
     if not own_module(spec):
         return ""
-    # JAX's messages are essays; their first lines say what.
-    first = str(error).strip().partition("\n")[0]
-    what = f"{type(error).__name__}: {printable(first)}" if first else type(error).__name__
+    what = what_came(error)
+    where, last = _walked(spec, error)
+    if where:
+        return f"{where}: {what}"
+    if first_uses and last.startswith(_FIRST_USES):
+        return f"{printable(spec)} breaks its contract, which `p2pnode check-task` tries alone: {what}"
+    return ""
+
+
+def _walked(spec: str, error: BaseException) -> tuple[str, str]:
+    """The last place in the task's own code, and the last function of ours, that an exception passed through."""
     own = _own_files(spec)
     code: CodeType | None = None
     at, last = 0, ""
@@ -72,11 +96,7 @@ def _sentence(spec: str, error: Exception) -> str:
             code, at = frame.f_code, line
         if module.partition(".")[0] in OUR_PACKAGES:
             last = f"{module}.{frame.f_code.co_qualname}"
-    if code is not None:
-        return f"{_place(code, at)}: {what}"
-    if last.startswith(_FIRST_USES):
-        return f"{printable(spec)} breaks its contract, which `p2pnode check-task` tries alone: {what}"
-    return ""
+    return _place(code, at) if code is not None else "", last
 
 
 def _own_files(spec: str) -> tuple[Path, ...]:
