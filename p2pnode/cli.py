@@ -5,17 +5,20 @@ this file, and JAX is met only by what trains: `run`, `check-task`, `demo`. Ever
 on stderr and one of the exit codes of `errors`.
 """
 
-import json
-import os
-import shlex
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from p2pnode.interrupt import EndsAtOnce
 
-import click
+with EndsAtOnce():
+    import json
+    import os
+    import shlex
+    import sys
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Any, TypeVar
 
-from p2pnode.errors import EXIT_CODE_TEXT, ExitCode, UserError
+    import click
+
+    from p2pnode.errors import EXIT_CODE_TEXT, ExitCode, UserError
 
 if TYPE_CHECKING:
     from p2pnode.home import Home
@@ -144,7 +147,8 @@ def run(
     **flags: Any,
 ) -> int:
     """Run the daemon until it is told to stop. Makes the home if there is none."""
-    from p2pnode.launch import run_daemon
+    with EndsAtOnce():
+        from p2pnode.launch import run_daemon
 
     home = _home(home_text)
     values = _flag_values(**flags) + ([("--json", "log.format", "json")] if log_json else [])
@@ -365,8 +369,9 @@ def doctor(home_text: str | None, as_json: bool) -> int:
 @click.argument("spec", required=False, metavar="[TASK]")
 def check_task(home_text: str | None, as_json: bool, spec: str | None, **flags: Any) -> None:
     """Try a task: init, a step, save and load. Prints schema id, bytes per exchange, time of a step."""
-    from p2pnode import tables
-    from p2pnode.launch import examine_task
+    with EndsAtOnce():
+        from p2pnode import tables
+        from p2pnode.launch import examine_task
 
     if spec is not None:
         flags["task"] = spec
@@ -385,7 +390,8 @@ def check_task(home_text: str | None, as_json: bool, spec: str | None, **flags: 
 @_json_option
 def demo(nodes: int, seconds: float, as_json: bool) -> int:
     """Real daemons on this machine find each other and learn; ends with a table."""
-    from p2pnode.demo import run_demo
+    with EndsAtOnce():
+        from p2pnode.demo import run_demo
 
     return run_demo(nodes=nodes, seconds_max=seconds, as_json=as_json)
 

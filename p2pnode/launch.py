@@ -26,10 +26,11 @@ from p2pnode import home as homes
 from p2pnode.daemon import Daemon
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import PASSPHRASE_VARIABLE, Home
+from p2pnode.interrupt import EndsAtOnce
 from p2pnode.recording import TRACE_MB, Recorder
 from p2pnode.settings import TABLE, Settings, default_toml, to_toml
 from p2pnode.store import SqliteStore, Store
-from p2pnode.tasks import load_task
+from p2pnode.tasks import load_task, task_factory
 from p2pnode.tasks.faults import TaskFaults
 from p2pnode.tcp import TcpTransport, reachable_address
 
@@ -98,6 +99,8 @@ def examine_task(settings: Settings) -> dict[str, Any]:
 
     spec = settings.task.factory
     with TaskFaults(spec, key=f"the task {spec!r} failed"):
+        with EndsAtOnce():
+            task_factory(spec)  # many a task imports JAX itself
         facts = check_task(load_task(spec, settings.task_args), settings.core.learning, spec=spec)
     answer: dict[str, Any] = msgspec.to_builtins(facts)
     return answer
@@ -161,8 +164,11 @@ def _work(
     # Differs from node to node and stays with the node: for its JAX keys and the order of its rows.
     number = int.from_bytes(node_id(identity.public_key)[:4], "big")
     with TaskFaults(spec, key=f"the task {spec!r} failed"):
+        with EndsAtOnce():
+            task_factory(spec)  # many a task imports JAX itself
         task = load_task(spec, settings.task_args)
-        from gossip.learning.trainer import Trainer
+        with EndsAtOnce():
+            from gossip.learning.trainer import Trainer
 
         trainer = Trainer(task, seed=core.learning.genesis_seed)
         run = run_info(

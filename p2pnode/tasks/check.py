@@ -16,6 +16,7 @@ from gossip.learning.codec import payload_bytes
 from gossip.learning.learner import Learner
 from gossip.learning.task import Task, run_info, task_name
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.interrupt import EndsAtOnce
 from p2pnode.tasks.faults import TaskFaults, what_came
 
 # Steps that are timed, after the compiling one.
@@ -50,7 +51,8 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
         UserError: status TASK, one sentence: which part of the contract does not hold.
     """
     # Imported here: this module also stands behind commands that need no JAX.
-    from gossip.learning.trainer import Trainer
+    with EndsAtOnce():
+        from gossip.learning.trainer import Trainer
 
     started = time.perf_counter()
     words = f"the task {task_name(task)} breaks its contract"

@@ -289,3 +289,44 @@ def test_what_a_persons_own_task_raises_is_a_sentence_with_its_line(
     assert [line for line in logged if not line.startswith("{")] == []
     assert last.startswith("p2pnode: the task ")
     assert said in last
+
+
+# In the place of a library: Ctrl-C comes while it is imported, and it drops the KeyboardInterrupt, as C code does.
+DEAF = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+except KeyboardInterrupt:
+    pass
+print("the interrupt was lost", flush=True)
+os._exit(7)
+"""
+
+
+def heed_ctrl_c() -> None:
+    """It is ignored, and that inherited, where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [("version", "click"), ("run", "trio"), ("run", "jax"), ("check-task", "jax"), ("demo", "rich")],
+)
+def test_ctrl_c_during_an_import_ends_the_process_at_once_and_quietly(
+    tmp_path: Path, command: str, library: str
+) -> None:
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "__init__.py").write_text(DEAF)
+    ended = subprocess.run(
+        [sys.executable, "-m", "p2pnode", command],
+        cwd=ROOT,
+        env=environ(PYTHONPATH=str(tmp_path), P2PNODE_HOME=str(tmp_path / "home"), TMPDIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
+    )
+    assert (ended.returncode, ended.stdout) == (ExitCode.INTERRUPTED, ""), ended.stderr
+    assert [line for line in ended.stderr.splitlines() if not line.startswith("{")] == []  # the log is JSON
