@@ -10,11 +10,9 @@ by SIGKILL.
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +33,7 @@ from p2pnode.control import ControlClient, ControlError
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import Home
 from p2pnode.printable import printable
+from p2pnode.scratch import scratch_folder
 from p2pnode.tables import decimal, whole
 
 TASK = "digits"
@@ -86,7 +85,7 @@ def run_demo(*, nodes: int, seconds_max: float, as_json: bool) -> int:
     started = time.monotonic()
     # In JSON mode stdout belongs to the object; people may still watch on stderr.
     console = Console(stderr=as_json)
-    with Interrupts() as interrupts, _folder() as folder, Swarm(folder, nodes, interrupts) as swarm:
+    with Interrupts() as interrupts, scratch_folder() as folder, Swarm(folder, nodes, interrupts) as swarm:
         show = _Progress(console, swarm)
         with show:
             swarm.start(show.update)
@@ -482,13 +481,3 @@ def progress_view(phase: str, statuses: Sequence[Mapping[str, Any]]) -> Renderab
             str(sum(int(count) for count in status.get("refused", {}).values())),
         )
     return Group(Text(phase, style="bold"), view)
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Homes of the demo; gone afterwards, also when it was interrupted."""
-    path = Path(tempfile.mkdtemp(prefix="p2pnode-demo-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
