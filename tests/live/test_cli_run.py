@@ -248,9 +248,11 @@ class Mine:
         return {"w": np.zeros(1, "float32")}
     def loss(self, params, batch, key):
         import jax.numpy as jnp
-        return params["w"] @ jnp.ones(7), {}
+        return params["w"] @ jnp.ones(7 if self.where == "loss" else 1), {}
     def batches(self, split, seed):
         while True:
+            if split == "test":
+                raise Strange("no rows to test with\\nand a second line")
             yield {"x": [1.0]}
 
 def make(where):
@@ -264,7 +266,7 @@ def make(where):
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("make", "mine.py, line 22, in make: Strange: no such place"),
+        ("make", "mine.py, line 24, in make: Strange: no such place"),
         ("init", "mine.py, line 11, in init: Strange: no such layer"),
         ("loss", "mine.py, line 15, in loss: TypeError: "),
     ],
@@ -289,6 +291,20 @@ def test_what_a_persons_own_task_raises_is_a_sentence_with_its_line(
     assert [line for line in logged if not line.startswith("{")] == []
     assert last.startswith("p2pnode: the task ")
     assert said in last
+
+
+def test_a_question_that_a_persons_own_task_cannot_answer_does_not_end_the_daemon(
+    start: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    daemon = start("a", "--task", "mine:make", "--set", "task.args.where=test")
+    daemon.ready()
+    answer = p2pnode("eval", "--home", str(daemon.home))
+    assert answer.returncode == ExitCode.FAILED
+    said = "p2pnode: cannot be tested: mine.py, line 19, in batches: Strange: no rows to test with\n"
+    assert answer.stderr == said
+    assert asked(daemon.home, "status")["id"]
 
 
 # In the place of a library: Ctrl-C comes while it is imported, and it drops the KeyboardInterrupt, as C code does.
