@@ -4,25 +4,28 @@ Starts fast: what needs JAX is imported when a run begins. Exit status: 0 done, 
 2 what was given cannot be used, 130 interrupted from the keyboard, 141 whoever read the output (`| head`) had enough.
 """
 
-import errno
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from p2pnode.interrupt import EndsAtOnce
 
-import click
-import msgspec
+with EndsAtOnce():
+    import errno
+    import os
+    import sys
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+    from typing import Any
 
-from simulation.experiments.compare_command import compare_
-from simulation.experiments.report_command import report_
-from simulation.experiments.run_command import run_
-from simulation.experiments.sweep_command import sweep
-from simulation.fleet.command import fleet
-from simulation.interrupt import INTERRUPTED
-from simulation.replay_command import replay_
-from simulation.scenario import load, shipped
-from simulation.swarm.command import shrink, swarm
+    import click
+    import msgspec
+
+    from simulation.experiments.compare_command import compare_
+    from simulation.experiments.report_command import report_
+    from simulation.experiments.run_command import run_
+    from simulation.experiments.sweep_command import sweep
+    from simulation.fleet.command import fleet
+    from simulation.interrupt import INTERRUPTED
+    from simulation.replay_command import replay_
+    from simulation.scenario import load, shipped
+    from simulation.swarm.command import shrink, swarm
 
 # What writing to a standard output can fail with: its disk is full, its device is broken, it is not open.
 _OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

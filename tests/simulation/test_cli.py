@@ -229,6 +229,23 @@ def test_ctrl_c_ends_a_run_with_a_partial_report_and_status_130(tmp_path: Path, 
     assert "partial run is not added" in stderr
 
 
+def test_ctrl_c_while_the_program_is_read_ends_it_at_once_and_quietly(tmp_path: Path) -> None:
+    # In the place of a library: Ctrl-C comes while it is imported.
+    (tmp_path / "click.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "simulation", "list"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
