@@ -277,7 +277,9 @@ def test_what_fails_is_recorded_with_its_command_and_tried_again(tmp_path: Path)
     odd = sweep(out, *arguments, BREAK="odd")
     assert odd.returncode == 1, odd.stderr
     (why,) = {one.failed for one in read(out)}
-    assert why.endswith("breaks its contract, which `p2pnode check-task` tries alone: OddError: it broke oddly")
+    assert why.endswith(
+        "breaks its contract, which `p2pnode check-task` tries alone: OddError: it broke oddly"
+    )
     died = sweep(out, *arguments, BREAK="exit")
     assert died.returncode == 2
     assert "a process for runs died" in died.stderr.splitlines()[-1]
