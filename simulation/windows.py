@@ -6,14 +6,14 @@ within it: each process carries out its own machines' events up to the end of th
 between them, and agree on where the next one begins. Conservative synchronisation in safe windows: Lubachevsky 1989,
 "Efficient distributed event-driven simulations of multiple-loop networks".
 
-Worth it where a window holds much more than the tenth of a millisecond that a swap takes: hundreds of nodes on a wide
-area network, whose least delay is 20 ms, and not on a local one.
+Worth it where a window holds much more work than the quarter of a millisecond that a swap takes (two processes, 500
+nodes): hundreds of nodes on a wide area network, whose least delay is 20 ms, and not on a local one.
 """
 
 import gc
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nextafter, ulp
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -41,7 +41,8 @@ Answer = TypeVar("Answer")
 
 # How long a process has to end when the run is over before it is ended; it has nothing to save.
 END_S = 5.0
-# Windows that are narrower hold less work than a swap costs, whatever the scenario: a guess, from 500 nodes on `lan`.
+# Narrower windows are told of. A guess between what was measured with 500 nodes: 0.1 ms (`lan`) takes 1.4 times as long
+# with two processes as with one, 20 ms (`wan`) less long than with one.
 WORTH_S = 0.005
 
 # What ends another process with a word to the first one; anything else is a bug, and its traceback is seen.
@@ -221,7 +222,7 @@ def _advance(world: World, post: _Post, width: float, until: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What another process is started with."""
+    """What a process is started with."""
 
     scenario: Scenario
     seed: int
@@ -239,7 +240,7 @@ def _serve(task: _Task, orders: Connection, lines: dict[int, Connection]) -> Non
     try:
         with TaskFaults(task.scenario.task.name):
             notes = Notebook() if task.observed else None
-            world = _world(task, notes)
+            world = _world(task, task.make(task.scenario, Seeds(task.seed)), notes)
             _send(orders, None)
             try:
                 _obey(world, notes, _Post(task.number, lines), orders)
@@ -252,12 +253,10 @@ def _serve(task: _Task, orders: Connection, lines: dict[int, Connection]) -> Non
         pass  # the first process has ended, or another one, which says why
 
 
-def _world(task: _Task, notes: Notebook | None) -> World:
-    seeds = Seeds(task.seed)
-    parts = task.make(task.scenario, seeds)
+def _world(task: _Task, parts: SignedParts, notes: Notebook | None) -> World:
     return World(
         task.scenario,
-        seeds,
+        Seeds(task.seed),
         parts,
         replay=task.replay,
         check=task.check,
@@ -339,21 +338,13 @@ class Windows:
         check: bool = True,
         observer: Observer | None = None,
     ) -> None:
+        assert not why_not(scenario), "the caller has asked"
         self.scenario = scenario
         self._observer = observer
         self._processes = processes
         self._notes = Notebook() if observer is not None else None
-        self._own = World(
-            scenario,
-            Seeds(seed),
-            parts,
-            replay=replay,
-            check=check,
-            observer=self._notes,
-            signatures=parts.signatures,
-            here=_Here(0, processes),
-        )
-        assert not why_not(scenario), "the caller has asked"
+        task = _Task(scenario, seed, make, replay, check, observer is not None, 0, processes)
+        self._own = _world(task, parts, self._notes)
         self.hosts = self._own.hosts
         self._width = width_s(scenario)
         self._digests: list[bytes] = []
@@ -365,9 +356,9 @@ class Windows:
         self._post = _Post(0, ends[0])
         self._children: list[tuple[BaseProcess, Connection]] = []
         for number in range(1, processes):
-            task = _Task(scenario, seed, make, replay, check, observer is not None, number, processes)
             orders, given = context.Pipe()
-            child = context.Process(target=_serve, args=(task, given, ends[number]), daemon=True)
+            its = replace(task, number=number)
+            child = context.Process(target=_serve, args=(its, given, ends[number]), daemon=True)
             with ctrl_c_held_back():
                 child.start()
             given.close()

@@ -131,6 +131,11 @@ def test_the_same_seed_gives_the_same_fates_whatever_others_send() -> None:
         assert fates != [together.fates(other, one, 1000, 10 + n * 0.01) for n in range(500)]
 
 
+def test_what_one_sender_draws_is_not_what_another_draws() -> None:
+    link = model(**msgspec.structs.asdict(PRESETS["wan"]))
+    assert len({link.delay(sender) for sender in range(50)}) == 50
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_no_frame_is_quicker_than_the_least(preset: str) -> None:
     link = model(**{**msgspec.structs.asdict(PRESETS[preset]), "trace": ""})

@@ -51,6 +51,16 @@ def found(tree: Scenario, processes: int, seed: int = 7) -> dict[str, Any]:
     [
         # Every fault of frames and machines, checkers, a curve; a process may have one machine more than another.
         ((), (2, 4)),
+        # Frames that take equally long, machines that are equally fast: many things happen at one and the same date.
+        (
+            (
+                "network.jitter='none'",
+                "network.reorder=0.0",
+                "network.bandwidth_bytes_s=0.0",
+                "compute.spread_sigma=0.0",
+            ),
+            (3,),
+        ),
         # Links that differ, routers, people who come and go, work that takes time, and an end before the end.
         (
             (
@@ -64,7 +74,7 @@ def found(tree: Scenario, processes: int, seed: int = 7) -> dict[str, Any]:
             (2,),
         ),
     ],
-    ids=["faults", "varied"],
+    ids=["faults", "ties", "varied"],
 )
 def test_any_number_of_processes_finds_the_same(changes: tuple[str, ...], processes: tuple[int, ...]) -> None:
     alone = found(scenario(*changes), 1)
