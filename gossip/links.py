@@ -22,6 +22,9 @@ NEWCOMERS = 8
 # Rest after the first failed dial, doubled for each further one, up to the second figure. Guesses near libp2p's.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 300.0
+# Failures beyond so many wait no longer: 2^9 s is above the limit. Counted no further, since a power of two that grows
+# with what strangers do overflows after 1,024 of them.
+BACKOFFS_COUNTED = 10
 # Peers whose failures are remembered; the oldest is forgotten first.
 BACKOFFS_MAX = 4096
 
@@ -151,7 +154,7 @@ class Links:
         return True
 
     def rest(self, node: NodeId, now: float) -> None:
-        failures = self._failures.pop(node, (0, 0.0))[0] + 1
+        failures = min(self._failures.pop(node, (0, 0.0))[0] + 1, BACKOFFS_COUNTED)
         pause = min(BACKOFF_S_MAX, BACKOFF_S * 2.0 ** (failures - 1)) * self._rng.uniform(0.5, 1.5)
         self._failures[node] = (failures, now + pause)
         if len(self._failures) > BACKOFFS_MAX:
