@@ -66,6 +66,7 @@ class Finish(Struct, frozen=True):
     shard: int
     codec: str
     payload: bytes
+    clip: float  # the limit that our offer declared
 
 
 class Finished(Struct, frozen=True):

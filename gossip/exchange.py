@@ -7,8 +7,8 @@
     Finish job: x_i -= c/2  <-------------------   ReplyMessage(header naming the offer's hash, c)
 
 A newcomer (age 0) offers too, gets the responder's state instead of a change, and adopts it; a responder that is
-itself a newcomer adopts what it was offered. A node waits for one answer per shard at a time and serves others
-meanwhile: each side applies its half to its *current* weights, so the sum is kept whatever overlaps
+itself a newcomer adopts what it was offered. A node has at most two offers of a shard on the way, to different peers,
+and serves others meanwhile: each side applies its half to its *current* weights, so the sum is kept whatever overlaps
 (docs/decisions/0002). The responder keeps its replies, so that an offer repeated because the reply was lost is answered
 without being applied twice. A lost reply that is never repeated leaves half an exchange: a small drift, measured in
 docs/learning.md.
@@ -74,6 +74,13 @@ REPLIES_BYTES_MAX = 2**25
 # One peer has at most one part in so many of them: it waits for one reply per shard, and a flood of offers must not
 # push out what others may still ask for. We would have moved, and they not.
 REPLIES_SHARE = 8
+# Offers of one shard that may be on the way at the same time: one, and a second because the partner of the first is
+# late. A silent partner then costs its own offer and does not hold up the others; more would only help where most
+# partners are silent, and each is a payload in memory and a change computed from weights that have moved on since.
+IN_FLIGHT_MAX = 2
+# Bounds of the deviation of answer times. The upper one is doubled five times before it reaches the timeout's order;
+# without it, a partner that never answers would let it grow for ever, until it is no number any more.
+DEVIATION_S_MAX = 60.0
 # Offers that are over and may still be heard of, ours and withdrawn ones: those of the last minute or so. A guess.
 CLOSED_MAX = 64
 # A repetition costs as much as the offer: no offer is repeated before it could have come and gone at this rate, which
@@ -85,6 +92,7 @@ EMPTY_HASH = hashlib.sha256(b"").digest()
 class Ended(Struct, frozen=True):
     """An exchange that we initiated is over."""
 
+    number: int
     peer: NodeId
     shard: int
     reason: Reason | None  # None: applied
@@ -92,6 +100,8 @@ class Ended(Struct, frozen=True):
 
 
 class _Outgoing(Struct):
+    number: int
+    shard: int
     peer: NodeId
     key: PublicKey
     state: str  # offering, waiting, finishing; withdrawn: offering no more
@@ -99,7 +109,7 @@ class _Outgoing(Struct):
     since: float = 0.0
     hash: bytes = b""
     frame: bytes = b""
-    clip: int = CLIP_NONE
+    clip: float = inf  # the largest change that we accept back
     repeated: bool = False
 
 
@@ -150,9 +160,10 @@ class Exchanges:
         self._send = send
         self.ages = ages
         self._marks = marks
-        self._outgoing: dict[int, _Outgoing] = {}
+        self._number = 0
+        self._outgoing: dict[int, _Outgoing] = {}  # by number
         self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
-        self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> shard
+        self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> its number
         # Hash of an offer's header -> to whom, frame, date: oldest first.
         self._replies: dict[bytes, tuple[NodeId, bytes, float]] = {}
         self._replies_to: dict[NodeId, dict[bytes, None]] = {}  # the same offers, oldest first, by peer
@@ -167,20 +178,27 @@ class Exchanges:
 
     # --- what the node asks -----------------------------------------------------------------------
 
-    def waiting(self, shard: int) -> bool:
-        """Whether an exchange of `shard` that we initiated is open."""
-        return shard in self._outgoing
+    def full(self, shard: int) -> bool:
+        """Whether as many offers of `shard` are on the way as may be."""
+        return sum(o.shard == shard for o in self._outgoing.values()) >= IN_FLIGHT_MAX
+
+    def waiting_for(self, peer: NodeId, shard: int) -> bool:
+        """Whether an offer of `shard` to `peer` is on the way."""
+        return any(o.peer == peer and o.shard == shard for o in self._outgoing.values())
 
     @property
     def partners(self) -> list[NodeId]:
         """Peers in an exchange right now: not to be dropped as idle."""
         return [o.peer for o in self._outgoing.values()] + [i.peer for i in self._incoming.values()]
 
-    def initiate(self, shard: int, peer: NodeId, key: PublicKey, now: float, out: list[Effect]) -> None:
-        """Begin an exchange of `shard` with `peer`; its end is told through `ended`."""
-        assert shard not in self._outgoing
-        self._outgoing[shard] = _Outgoing(peer, key, "offering", self.ages[shard], since=now)
-        self._compute(shard, Offer(shard, self._config.codec), out)
+    def initiate(self, shard: int, peer: NodeId, key: PublicKey, now: float, out: list[Effect]) -> int:
+        """Begin an exchange of `shard` with `peer`; returns its number. Its end is told through `ended`."""
+        assert not self.full(shard)
+        self._number += 1
+        number = self._number
+        self._outgoing[number] = _Outgoing(number, shard, peer, key, "offering", self.ages[shard], since=now)
+        self._compute(number, Offer(shard, self._config.codec), out)
+        return number
 
     def new_round(self, *, alone: bool) -> None:
         """A round of ours begins. `alone`: no more than one partner is known."""
@@ -195,33 +213,38 @@ class Exchanges:
         if incoming is not None:
             self._incoming_done(incoming, result, now, out)
             return True
-        shard = self._jobs.pop(ticket, None)
-        if shard is None:
+        number = self._jobs.pop(ticket, None)
+        if number is None:
             return False
-        self._outgoing_done(shard, result, now, out)
+        self._outgoing_done(self._outgoing[number], result, now, out)
         return True
 
     def lost(self, peer: NodeId, now: float, out: list[Effect]) -> None:
         """No connection to `peer` any more, or none to be had."""
-        for shard, outgoing in list(self._outgoing.items()):
+        for outgoing in list(self._outgoing.values()):
             if outgoing.peer == peer and outgoing.state == "waiting":
                 self._refused(peer, Reason.TIMEOUT, "the connection went, or none could be made", False, out)
-                self._end(shard, Reason.TIMEOUT)
+                self._end(outgoing, Reason.TIMEOUT)
 
-    def overdue(self, shard: int, now: float, out: list[Effect]) -> None:
-        """The deadline of the exchange we wait in has come: repeat the offer once, then give up."""
-        outgoing = self._outgoing.get(shard)
+    def overdue(self, number: int, now: float, out: list[Effect]) -> NodeId | None:
+        """The deadline of an exchange has come: repeat the offer once, then give up.
+
+        Returns:
+            Who kept silent, where we gave up.
+        """
+        outgoing = self._outgoing.get(number)
         if outgoing is None or outgoing.state != "waiting":
-            return
+            return None
         if not outgoing.repeated and self._send(outgoing.peer, outgoing.frame, now, out):
             outgoing.repeated = True
-            self._deadlines.set(("exchange", shard), now + 2.0 * self._patience_s(outgoing.frame))
-            return
+            self._deadlines.set(("exchange", number), now + 2.0 * self._patience_s(outgoing.frame))
+            return None
         # Either the peer is gone, which says nothing about the others, or the network has become slower than the
         # estimate allows for; widen it so that the next sample can get through.
-        self._answer_s_deviation *= 1.5
+        self._answer_s_deviation = min(1.5 * self._answer_s_deviation, DEVIATION_S_MAX)
         self._refused(outgoing.peer, Reason.TIMEOUT, "no answer to our offer", False, out)
-        self._end(shard, Reason.TIMEOUT)
+        self._end(outgoing, Reason.TIMEOUT)
+        return outgoing.peer
 
     def offered(
         self, peer: NodeId, key: PublicKey, message: OfferMessage, ready: bool, now: float, out: list[Effect]
@@ -310,7 +333,8 @@ class Exchanges:
         for open_ in self._outgoing.values():
             if open_.state == "finishing" and open_.hash == header.offer and open_.peer == peer:
                 return  # likewise, while the first copy is being applied
-        shard, outgoing = self._question(peer, header)
+        outgoing = self._question(peer, header)
+        shard = outgoing.shard
         self._check_parties(key, header.author, header.to)
         self._check_signature(key, Purpose.REPLY, message.header, message.signature)
         # From the first sending, also after a repetition: too long at worst, which is the safe side.
@@ -318,21 +342,21 @@ class Exchanges:
         if header.verdict == "refused":
             reason = Reason(header.reason) if header.reason in _REASONS else Reason.UNEXPECTED
             self._refused(peer, reason, header.detail, False, out)
-            self._end(shard, reason)
+            self._end(outgoing, reason)
         elif header.verdict == "state" and self.ages[shard] > 0 and outgoing.age == 0:
-            self._end(shard, None)  # somebody else's offer made us adopt meanwhile
+            self._end(outgoing, None)  # somebody else's offer made us adopt meanwhile
         elif header.verdict == "adopted" and outgoing.age > 0:
             out.append(Emit(Exchanged(peer, shard, "donor", nan, nan)))
-            self._end(shard, None)
+            self._end(outgoing, None)
         elif header.verdict == "change" and outgoing.age > 0 and header.shard == shard:
             self._check_payload(shard, header.codec, header.hash, message.payload)
             outgoing.state = "finishing"
-            self._compute(shard, Finish(shard, header.codec, message.payload), out)
+            self._compute(outgoing.number, Finish(shard, header.codec, message.payload, outgoing.clip), out)
         elif header.verdict == "state" and outgoing.age == 0 and header.age > 0 and header.shard == shard:
             self._check_payload(shard, header.codec, header.hash, message.payload)
             outgoing.state = "finishing"
             outgoing.age = min(header.age, AGE_MAX)
-            self._compute(shard, Adopt(shard, header.codec, message.payload), out)
+            self._compute(outgoing.number, Adopt(shard, header.codec, message.payload), out)
         else:
             raise RemoteError(
                 Reason.UNEXPECTED,
@@ -346,8 +370,9 @@ class Exchanges:
         would merely swap their weights. An offer that we have not sent yet is never sent: the other one could not
         know that we have served its own, and would give that up for ours.
         """
-        outgoing = self._outgoing.get(shard)
-        if outgoing is None or outgoing.peer != peer:
+        ours = (o for o in self._outgoing.values() if o.shard == shard and o.peer == peer)
+        outgoing = next(ours, None)  # no more than one, see `waiting_for`
+        if outgoing is None:
             return False
         if outgoing.state == "offering":
             outgoing.state = "withdrawn"
@@ -355,7 +380,7 @@ class Exchanges:
             return False
         if self._own > peer:
             return True
-        self._end(shard, Reason.BUSY, crossed=True)
+        self._end(outgoing, Reason.BUSY, crossed=True)
         return False
 
     # --- checks -------------------------------------------------------------------------------------
@@ -385,10 +410,10 @@ class Exchanges:
         if hashlib.sha256(payload).digest() != digest:
             raise RemoteError(Reason.WRONG_HASH, "the payload does not hash to what the header says")
 
-    def _question(self, peer: NodeId, header: ReplyHeader) -> tuple[int, _Outgoing]:
-        for shard, outgoing in self._outgoing.items():
+    def _question(self, peer: NodeId, header: ReplyHeader) -> _Outgoing:
+        for outgoing in self._outgoing.values():
             if outgoing.hash == header.offer and outgoing.peer == peer and outgoing.state == "waiting":
-                return shard, outgoing
+                return outgoing
         raise RemoteError(Reason.UNEXPECTED, "a reply to an offer that is not open (any more)")
 
     # --- steps --------------------------------------------------------------------------------------
@@ -403,27 +428,27 @@ class Exchanges:
             return Offer(header.shard, STATE_CODEC)
         raise RemoteError(Reason.NOT_READY, "this node is a newcomer too")
 
-    def _outgoing_done(self, shard: int, result: JobResult, now: float, out: list[Effect]) -> None:
-        outgoing = self._outgoing[shard]
+    def _outgoing_done(self, outgoing: _Outgoing, result: JobResult, now: float, out: list[Effect]) -> None:
+        shard = outgoing.shard
         match result:
             case Offered():
-                self._offer(shard, outgoing, result, now, out)
+                self._offer(outgoing, result, now, out)
             case Finished():
                 out.append(Emit(Exchanged(outgoing.peer, shard, "initiator", nan, result.norm)))
-                self._end(shard, None)
+                self._end(outgoing, None)
             case Adopted():
                 self.ages[shard] = outgoing.age
                 out.append(Emit(Exchanged(outgoing.peer, shard, "adopter", result.distance, nan)))
-                self._end(shard, None)
+                self._end(outgoing, None)
             case JobRefused():
                 self._refused(outgoing.peer, result.reason, result.detail, True, out)
-                self._end(shard, result.reason)
+                self._end(outgoing, result.reason)
             case _:
                 raise AssertionError(f"{type(result).__name__} answers no job of an exchange")
 
-    def _offer(self, shard: int, outgoing: _Outgoing, result: Offered, now: float, out: list[Effect]) -> None:
+    def _offer(self, outgoing: _Outgoing, result: Offered, now: float, out: list[Effect]) -> None:
         if outgoing.state == "withdrawn":
-            self._end(shard, Reason.BUSY, crossed=True)
+            self._end(outgoing, Reason.BUSY, crossed=True)
             return
         clip = CLIP_NONE if result.clip == inf else min(CLIP_NONE - 1, ceil(result.clip / CLIP_UNIT))
         header = wire.encode_header(
@@ -437,7 +462,7 @@ class Exchanges:
                 reference=self._run.reference,
                 run=self._run.id,
                 seq=self._sequence.take(out),
-                shard=shard,
+                shard=outgoing.shard,
                 to=outgoing.key,
             )
         )
@@ -446,10 +471,11 @@ class Exchanges:
         outgoing.hash = hashlib.sha256(header).digest()
         outgoing.state = "waiting"
         outgoing.since = now
+        outgoing.clip = result.clip
         if self._send(outgoing.peer, outgoing.frame, now, out):
-            self._deadlines.set(("exchange", shard), now + self._patience_s(outgoing.frame))
+            self._deadlines.set(("exchange", outgoing.number), now + self._patience_s(outgoing.frame))
         else:
-            self._end(shard, Reason.TIMEOUT)
+            self._end(outgoing, Reason.TIMEOUT)
 
     def _incoming_done(self, incoming: _Incoming, result: JobResult, now: float, out: list[Effect]) -> None:
         shard, peer, key, digest = incoming.shard, incoming.peer, incoming.key, incoming.hash
@@ -560,21 +586,21 @@ class Exchanges:
             if not theirs:
                 del self._replies_to[kept[0]]
 
-    def _end(self, shard: int, reason: Reason | None, *, crossed: bool = False) -> None:
-        outgoing = self._outgoing.pop(shard)
+    def _end(self, outgoing: _Outgoing, reason: Reason | None, *, crossed: bool = False) -> None:
+        del self._outgoing[outgoing.number]
         if outgoing.hash:
             self._close(outgoing.hash)
-        self._deadlines.clear(("exchange", shard))
-        self.ended.append(Ended(outgoing.peer, shard, reason, crossed))
+        self._deadlines.clear(("exchange", outgoing.number))
+        self.ended.append(Ended(outgoing.number, outgoing.peer, outgoing.shard, reason, crossed))
 
     def _close(self, offer: bytes) -> None:
         self._closed[offer] = None
         if len(self._closed) > CLOSED_MAX:
             del self._closed[next(iter(self._closed))]
 
-    def _compute(self, shard: int, job: Job, out: list[Effect]) -> None:
+    def _compute(self, number: int, job: Job, out: list[Effect]) -> None:
         ticket = self._tickets()
-        self._jobs[ticket] = shard
+        self._jobs[ticket] = number
         out.append(Compute(ticket, job))
 
     def _mark(self, author: bytes, seq: int, out: list[Effect]) -> None:
@@ -589,6 +615,12 @@ class Exchanges:
         out.append(Emit(Refused(peer, reason, by_us, detail)))
 
     # --- how long to wait ---------------------------------------------------------------------------
+
+    @property
+    def late_s(self) -> float:
+        """Time after which a partner that has not answered is late. 0 while nothing is known."""
+        # At least twice the usual time: where a network always takes the same, the deviation is next to nothing.
+        return self._answer_s + max(4.0 * self._answer_s_deviation, self._answer_s)
 
     def _patience_s(self, offer: bytes) -> float:
         """Time to an answer to `offer` that is seldom exceeded; a third of the whole limit while nothing is known."""

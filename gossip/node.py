@@ -59,6 +59,7 @@ from gossip.exchange import Ended, Exchanges
 from gossip.learning.task import RunInfo
 from gossip.links import Links
 from gossip.membership import Membership
+from gossip.net.bootstrap import Bootstrap
 from gossip.sequence import Sequence
 from gossip.snapshot import PeerView, Snapshot
 
@@ -73,11 +74,12 @@ REQUESTS_PER_S = 50.0
 REQUESTS_BURST = 400.0
 # Partners tried in one round while they answer "busy".
 TRIES = 3
+# Holders drawn until one is neither resting nor late already: with one in four of these, a round in 256 has no partner.
+DRAWS = 4
 # Several newcomers who found only newcomers may begin: nobody older is there (see `_newcomer_ended`).
 NEWCOMERS_ASKED = 5
-# First pause between attempts to enter the network, doubled up to the second. Guesses.
-BOOTSTRAP_S = 1.0
-BOOTSTRAP_S_MAX = 60.0
+# Pause of a node that lost its last connection before it dials again. A guess.
+ALONE_S = 1.0
 # Whoever was alone and is let in again looks around at once, but not more often than this. Lookups open connections,
 # and where few are allowed, connections close others; those who lost their last one by that would look around, too, for
 # ever: 20 nodes with 6 connections each got to 900 events a second so. A guess, above the pauses of the first walks.
@@ -180,8 +182,7 @@ class Node:
         self._turn = list(range(len(run.shard_sizes)))
         self._addresses = addresses
         self._remembered = memory.peers(store)
-        self._bootstrap: list[str] = []
-        self._bootstrap_pause_s = BOOTSTRAP_S
+        self._bootstrap = Bootstrap(rng)
         self._walk_s = config.membership.walk_interval_s / WALK_START
         self._hello = b""
         self._same_run: dict[NodeId, bool] = {}
@@ -193,7 +194,7 @@ class Node:
         self._newcomers: dict[NodeId, None] = {}
         self._round = memory.rounds(store) if has_model else 0
         self._round_at = now
-        # The shard whose exchange this round waits for. An older exchange may still be open: not ours to wait for.
+        # Number of the exchange that this round waits for. Older ones may still be open: not ours to wait for.
         self._awaited: int | None = None
         self._tries = 0
         self._train_ticket = 0
@@ -237,8 +238,7 @@ class Node:
             case DialFailed():
                 self._dial_failed(event, now, out)
             case Join():
-                self._bootstrap.extend(a for a in event.addresses if a not in self._bootstrap)
-                self._bootstrap_pause_s = BOOTSTRAP_S
+                self._bootstrap.add(event.addresses)
                 self._deadlines.set(("bootstrap",), now)
             case Leave():
                 self._leave(out)
@@ -310,7 +310,7 @@ class Node:
         self._exchanges.lost(event.peer, now, out)
         if not len(self._links):
             self._entered = False
-            self._deadlines.set(("bootstrap",), now + self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5))
+            self._deadlines.set(("bootstrap",), now + ALONE_S * self._rng.uniform(0.5, 1.5))
 
     def _dial_failed(self, event: DialFailed, now: float, out: list[Effect]) -> None:
         out.append(Emit(Unreachable(event.address, event.reason)))
@@ -443,7 +443,7 @@ class Node:
     def _enter(self, now: float, out: list[Effect]) -> None:
         """Somebody answers: find our neighbourhood, then holders of our shards."""
         self._entered = True
-        self._bootstrap_pause_s = BOOTSTRAP_S
+        self._bootstrap.reset()
         self._change_state(self._working_state(), out)
         if now < self._entered_at + ENTER_S:
             return  # the next walk looks around
@@ -469,7 +469,7 @@ class Node:
         known = {address for contact in self._membership.contacts() for address in contact.addresses}
         known.update(link.address for _, link in self._links.items())
         known.update(self._addresses)
-        gone = [a for a in dict.fromkeys([*self._bootstrap, *self._remembered]) if a not in known]
+        gone = [a for a in dict.fromkeys([*self._bootstrap.named, *self._remembered]) if a not in known]
         if gone:
             out.append(Dial(self._rng.choice(gone), None))
 
@@ -486,15 +486,12 @@ class Node:
         if self._state != "starting":
             self._change_state(self._working_state(), out)
         remembered = self._rng.sample(self._remembered, min(3, len(self._remembered)))
-        addresses = dict.fromkeys([*self._bootstrap, *remembered])
+        addresses, again = self._bootstrap.take(now, remembered)
         out.extend(Dial(address, None) for address in addresses)
-        if not addresses and self._joined:
+        self._deadlines.set(("bootstrap",), again)
+        if again == inf and self._joined:
             # Nobody to look for, and a model from the last life.
             self._change_state(self._working_state(), out)
-        if addresses:
-            pause = self._bootstrap_pause_s * self._rng.uniform(0.5, 1.5)
-            self._bootstrap_pause_s = min(2.0 * self._bootstrap_pause_s, BOOTSTRAP_S_MAX)
-            self._deadlines.set(("bootstrap",), now + pause)
 
     # --- time ---------------------------------------------------------------------------------------
 
@@ -502,20 +499,22 @@ class Node:
         match name:
             case ("round",):
                 self._begin_round(now, out)
-            case ("exchange", shard):
-                silent = self._exchanges.partners
-                self._exchanges.overdue(shard, now, out)
-                if shard == self._awaited:  # learning does not stand still because a partner does
-                    self._end_round(now)
-                for end in self._exchanges.ended:
-                    if end.peer in silent:
-                        self._silent(end.peer, out)
+            case ("exchange", number):
+                silent = self._exchanges.overdue(number, now, out)
+                if silent is not None:
+                    self._silent(silent, out)
+                if number == self._awaited:  # learning does not stand still because a partner does
+                    self._next_exchange(now, out)
+            case ("late",):
+                self._next_exchange(now, out)
             case ("request", number):
                 peer = self._directory.overdue(number, now, out)
                 if peer is not None:
                     self._silent(peer, out)
             case ("hello", peer):
                 out.append(Drop(peer, "it did not introduce itself"))
+            case ("lookup", number):
+                self._directory.slow(number, now, out)
             case ("walk",):
                 self._walk(now, out)
             case ("bootstrap",):
@@ -542,7 +541,7 @@ class Node:
         return self._joined and (limit == 0 or self._round < limit)
 
     def _working_state(self) -> str:
-        if not len(self._links) and (self._bootstrap or self._remembered):
+        if not len(self._links) and (self._bootstrap.named or self._remembered):
             return "isolated"
         if not self._joined:
             return "joining"
@@ -567,18 +566,36 @@ class Node:
         """Offer the shard whose last exchange is longest ago to a random holder of it."""
         self._tries -= 1
         for shard in self._turn:
-            if self._exchanges.waiting(shard) or (not self._joined and self._exchanges.ages[shard] > 0):
+            if self._exchanges.full(shard) or (not self._joined and self._exchanges.ages[shard] > 0):
                 continue
-            partner = self._membership.partner(shard, self._rng)
-            if partner is None or self._links.resting(partner.node, now):
+            partner = self._draw(shard, now)
+            if partner is None:
                 continue
-            if partner.node not in self._links and not self._directory.verified(partner):
-                self._membership.forget(partner.node)
-                continue
-            self._awaited = shard
-            self._exchanges.initiate(shard, partner.node, partner.key, now, out)
+            self._awaited = self._exchanges.initiate(shard, partner.node, partner.key, now, out)
+            if self._exchanges.late_s > 0:
+                self._deadlines.set(("late",), now + self._exchanges.late_s)
             return
         self._end_round(now)
+
+    def _draw(self, shard: int, now: float) -> Contact | None:
+        """A random holder of `shard` that can be offered to now."""
+        for _ in range(DRAWS):
+            partner = self._membership.partner(shard, self._rng)
+            if partner is None:
+                return None
+            if self._links.resting(partner.node, now) or self._exchanges.waiting_for(partner.node, shard):
+                continue
+            if partner.node in self._links or self._directory.verified(partner):
+                return partner
+            self._membership.forget(partner.node)
+        return None
+
+    def _next_exchange(self, now: float, out: list[Effect]) -> None:
+        """The partner of this round is busy, or late: another one, as long as this round may try."""
+        if self._tries > 0 and self._state != "stopping":
+            self._begin_exchange(now, out)
+        else:
+            self._end_round(now)
 
     def _exchange_ended(self, end: Ended, now: float, out: list[Effect]) -> None:
         if end.reason is None:
@@ -591,16 +608,16 @@ class Node:
             self._sequence.skip(out)
         if not self._joined:
             self._newcomer_ended(end, out)
-        if end.shard != self._awaited:
+        if end.number != self._awaited:
             return
-        again = end.reason is Reason.BUSY and not end.crossed and self._tries > 0
-        if again and self._state != "stopping":
-            self._begin_exchange(now, out)
+        if end.reason is Reason.BUSY and not end.crossed:
+            self._next_exchange(now, out)
         else:
             self._end_round(now)
 
     def _end_round(self, now: float) -> None:
         self._awaited = None
+        self._deadlines.clear(("late",))
         interval = self._config.learning.round_interval_s * self._rng.uniform(0.9, 1.1)
         # max: a round that took longer than the interval is followed at once, without trying to catch up.
         self._deadlines.set(("round",), max(now, self._round_at + interval))

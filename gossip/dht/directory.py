@@ -174,6 +174,11 @@ class Directory:
         self._fail(number, now, out)
         return asked.peer
 
+    def slow(self, number: int, now: float, out: list[Effect]) -> None:
+        """A query of a lookup has become slow: another one takes its place in flight."""
+        if number in self._running:
+            self._drive(number, now, out)
+
     # --- requests of others ---------------------------------------------------------------------------
 
     def answer(self, peer: NodeId, message: Request, now: float) -> Answer:
@@ -257,11 +262,13 @@ class Directory:
         while not machine.done:
             contacts = machine.next(now)
             if not contacts:
+                self._deadlines.set(("lookup", number), machine.deadline)
                 return
             for contact in contacts:
                 if not self._query(running, number, contact, now, out):
                     machine.failed(contact.node)
         del self._running[number]
+        self._deadlines.clear(("lookup", number))
         self.lookups += 1
         nearest = machine.result()
         if running.place is not None:

@@ -132,8 +132,6 @@ class Learner:
         # A context that is there costs a tenth of np.errstate, which makes one for every job.
         self._quiet = Context()
         self._quiet.run(np.seterr, over="ignore")
-        # Clip limit of the latest offer, which its reply must keep.
-        self._declared = [_INFINITY] * len(slices)
 
     # --- exchanges -----------------------------------------------------------------------------------
 
@@ -178,7 +176,6 @@ class Learner:
         coded = pair.offer(np, x, reference, codec=job.codec)
         # Of the decoded delta: within rounding of our own distance, and already at hand.
         clip = self._gates[job.shard].clip_limit(pair.norm(np, value(coded)))
-        self._declared[job.shard] = clip
         return Offered(payload=pack(coded), clip=clip)
 
     def _respond(self, job: Respond, offered: Coded) -> Responded | JobRefused:
@@ -198,12 +195,11 @@ class Learner:
 
     def _finish(self, job: Finish, coded: Coded) -> Finished | JobRefused:
         x, gate = self._shards[job.shard], self._gates[job.shard]
-        declared = self._declared[job.shard]
         c = value(coded)
         size = pair.norm(np, c)
         # Our own distance costs a pass, and only matters while there is no limit.
-        own = pair.norm(np, x - self._references[job.shard]) if declared == _INFINITY else 0.0
-        refusal = gate.change(own, size, declared)
+        own = pair.norm(np, x - self._references[job.shard]) if job.clip == _INFINITY else 0.0
+        refusal = gate.change(own, size, job.clip)
         if refusal is not None:
             return refusal
         self._take_in(job.shard)
@@ -356,7 +352,6 @@ class Learner:
         self.steps = header.steps
         for gate, (count, usual) in zip(self._gates, header.gates, strict=True):
             gate.count, gate.usual = count, usual
-        self._declared = [_INFINITY] * len(self._gates)
         self._taken_in = [self._rounds] * len(self._gates)
         self._batches = None
 

@@ -198,7 +198,7 @@ class SwarmWorld(World):
                     "failures": (len(links._failures), 4096),
                     "bans": (len(links._banned), 4096),
                     "incoming exchanges": (len(exchanges._incoming), 8),
-                    "outgoing exchanges": (len(exchanges._outgoing), len(node._run.shard_sizes)),
+                    "outgoing exchanges": (len(exchanges._outgoing), 2 * len(node._run.shard_sizes)),
                     "replies": (len(exchanges._replies), config.exchange.reply_cache_max),
                     "closed offers": (len(exchanges._closed), 64),
                     "requests": (len(directory._asked), 512),

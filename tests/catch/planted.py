@@ -69,14 +69,14 @@ FAULTS = (
     Planted(
         "a change beyond the declared limit is applied",
         "gossip/learning/learner.py",
-        "        refusal = gate.change(own, size, declared)\n",
+        "        refusal = gate.change(own, size, job.clip)\n",
         "        refusal = None\n",
     ),
     Planted(
         "a reply is taken also while its exchange is being finished",
         EXCHANGE,
-        '            outgoing.state = "finishing"\n            self._compute(shard, Finish(',
-        "            self._compute(shard, Finish(",
+        '            outgoing.state = "finishing"\n            self._compute(outgoing.number, Finish(',
+        "            self._compute(outgoing.number, Finish(",
     ),
     Planted("one fault of a peer is enough to ban it", "gossip/node.py", "FAULTS_MAX = 10", "FAULTS_MAX = 1"),
     Planted(
@@ -88,7 +88,7 @@ FAULTS = (
     Planted(
         "who is alone tries its addresses once",
         "gossip/node.py",
-        '            self._deadlines.set(("bootstrap",), now + pause)\n',
+        '        self._deadlines.set(("bootstrap",), again)\n',
         "",
     ),
     Planted(

@@ -61,7 +61,7 @@ def test_together_four_machines_learn_what_none_can_alone() -> None:
             assert isinstance(offered, Offered)
             responded = other.run(Respond(0, "int8", offered.payload, offered.clip))
             assert isinstance(responded, Responded)
-            assert isinstance(one.run(Finish(0, "int8", responded.payload)), Finished)
+            assert isinstance(one.run(Finish(0, "int8", responded.payload, offered.clip)), Finished)
     together = [found["rms_error"] for found in trainer.evaluate([one.readout() for one in swarm])]
     alone = [train_alone(task, rounds=300, learning=LEARNING)["rms_error"] for task in tasks[:2]]
     assert max(together) < 0.25

@@ -93,8 +93,8 @@ def test_a_peer_that_always_pushes_cannot_drive_the_weights_out_of_float32(net: 
         refused |= isinstance(learner.run(Respond(0, "f32", pushed.tobytes(), float("inf"))), JobRefused)
     for sign in (1.0, -1.0):
         change = np.full(x.size, sign * 3.3e38, np.float32)
-        assert isinstance(learner.run(Offer(0, "int8")), Offered)
-        assert isinstance(learner.run(Finish(0, "f32", change.tobytes())), JobRefused)
+        assert isinstance(offered := learner.run(Offer(0, "int8")), Offered)
+        assert isinstance(learner.run(Finish(0, "f32", change.tobytes(), offered.clip)), JobRefused)
 
     assert refused
     assert np.isfinite(learner.weights()).all()

@@ -66,7 +66,9 @@ class Swarm(RuleBasedStateMachine):
         answer = self.learners[j].run(Respond(shard, codec, offered.payload, min(clip, offered.clip)))
         if isinstance(answer, Responded):
             assert answer.norm <= min(clip, offered.clip) * (1 + 1e-4)
-            assert isinstance(self.learners[i].run(Finish(shard, codec, answer.payload)), Finished)
+            assert isinstance(
+                self.learners[i].run(Finish(shard, codec, answer.payload, offered.clip)), Finished
+            )
             self.roundings += 1
 
     @rule(i=nodes, j=nodes, shard=shards)
@@ -100,7 +102,7 @@ class Swarm(RuleBasedStateMachine):
         victim = self.learners[node]
         for job in (
             Respond(shard, codec, payload, np.inf),
-            Finish(shard, codec, payload),
+            Finish(shard, codec, payload, np.inf),
             Adopt(shard, codec, payload),
         ):
             before, saved = victim.weights().astype(np.float64), victim.dump()

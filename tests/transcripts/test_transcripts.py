@@ -257,7 +257,7 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"encode shard {shard} as {codec}"
             case Respond(shard, codec, payload, _):
                 return f"answer {len(payload)} bytes of {codec} for shard {shard}"
-            case Finish(shard, codec, payload):
+            case Finish(shard, codec, payload, _):
                 return f"apply {len(payload)} bytes of {codec} to shard {shard}"
             case Adopt(shard, codec, payload):
                 return f"adopt {len(payload)} bytes of {codec} as shard {shard}"

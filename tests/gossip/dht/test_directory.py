@@ -151,3 +151,24 @@ def test_a_lookup_gets_past_the_dead_who_are_nearest(net: Any, quiet: Any) -> No
     net.run(30.0)
     found = [news.found for news in asker.news if isinstance(news, Looked) and news.purpose == "test"]
     assert found == [1], "the living one answered"
+
+
+def test_a_silent_query_frees_its_place_after_a_second(net: Any, quiet: Any) -> None:
+    config = replace(quiet, dht=replace(quiet.dht, alpha=1))
+    asker, silent, living = (net.add(config=config) for _ in range(3))
+    net.run(5.0)
+    asked: list[tuple[float, int]] = []
+
+    def wire_with_a_silent_node(source: Any, target: Any, frame: bytes) -> list[bytes]:
+        if source is asker and isinstance(wire.decode(frame), wire.FindNode):
+            asked.append((net.now, target.number))
+        return [] if source is silent else [frame]
+
+    net.wire = wire_with_a_silent_node
+    began, effects = net.now, []
+    assert asker.node._directory.look_up(silent.id, "test", net.now, effects)  # the silent one is nearest
+    net._carry_out(asker, effects)
+    net.run(10.0)
+
+    assert [number for _, number in asked][:2] == [silent.number, living.number]
+    assert asked[1][0] - began == pytest.approx(1.0, abs=0.05)

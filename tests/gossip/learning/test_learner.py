@@ -83,7 +83,7 @@ def test_two_learners_meet_in_the_middle(codec: str) -> None:
     assert isinstance(offered, Offered)
     responded = j.run(Respond(1, codec, offered.payload, offered.clip))
     assert isinstance(responded, Responded)
-    finished = i.run(Finish(1, codec, responded.payload))
+    finished = i.run(Finish(1, codec, responded.payload, offered.clip))
     assert isinstance(finished, Finished)
     coarse = {"f32": 1e-6, "int8": 4e-3, "int4": 6e-2}[codec]
     assert np.allclose(i.weights()[shard], middle, atol=coarse)
@@ -102,7 +102,7 @@ def test_who_learns_nothing_is_drawn_to_those_who_do() -> None:
         assert isinstance(offered, Offered)
         responded = answering.run(Respond(0, "f32", offered.payload, offered.clip))
         assert isinstance(responded, Responded)
-        assert isinstance(asking.run(Finish(0, "f32", responded.payload)), Finished)
+        assert isinstance(asking.run(Finish(0, "f32", responded.payload, offered.clip)), Finished)
     middle = (GENESIS[:100] + before[:100]) / 2
     assert np.allclose(relay.weights()[:100], middle, atol=1e-5)
 
@@ -136,7 +136,7 @@ def settled() -> tuple[Learner, Learner]:
         assert isinstance(offered, Offered)
         responded = j.run(Respond(0, "f32", offered.payload, offered.clip))
         assert isinstance(responded, Responded)
-        assert isinstance(i.run(Finish(0, "f32", responded.payload)), Finished)
+        assert isinstance(i.run(Finish(0, "f32", responded.payload, offered.clip)), Finished)
     return i, j
 
 
@@ -160,7 +160,7 @@ def test_a_bad_payload_is_refused_and_changes_nothing(codec: str, payload: bytes
     before = fingerprint(victim)
     jobs: list[Job] = [
         Respond(0, codec, payload, INFINITY),
-        Finish(0, codec, payload),
+        Finish(0, codec, payload, INFINITY),
         Adopt(0, codec, payload),
     ]
     for job in jobs:
@@ -186,9 +186,11 @@ def test_a_reply_beyond_the_declared_clip_is_refused() -> None:
     assert offered.clip < INFINITY
     before = fingerprint(i)
     each = offered.clip / 10  # times sqrt(100) makes the norm of the limit
-    assert isinstance(i.run(Finish(0, "f32", np.full(100, 1.01 * each, "<f4").tobytes())), JobRefused)
+    assert isinstance(
+        i.run(Finish(0, "f32", np.full(100, 1.01 * each, "<f4").tobytes(), offered.clip)), JobRefused
+    )
     assert fingerprint(i) == before
-    assert isinstance(i.run(Finish(0, "f32", np.full(100, each, "<f4").tobytes())), Finished)
+    assert isinstance(i.run(Finish(0, "f32", np.full(100, each, "<f4").tobytes(), offered.clip)), Finished)
 
 
 @pytest.mark.parametrize("clip", [float("nan"), -1.0])

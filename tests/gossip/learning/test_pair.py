@@ -58,7 +58,7 @@ def exchange(
     responded = j.run(Respond(shard, codec, offered.payload, offered.clip if clip is None else clip))
     assert isinstance(responded, Responded)
     if reply:
-        assert isinstance(i.run(Finish(shard, codec, responded.payload)), Finished)
+        assert isinstance(i.run(Finish(shard, codec, responded.payload, offered.clip)), Finished)
     return responded
 
 
@@ -180,7 +180,7 @@ def test_training_between_the_legs_is_kept(x: np.ndarray) -> None:
     assert isinstance(responded, Responded)
     step = np.full(VALUES, 0.25, np.float32)
     i.trained(TrainOutput(change=step, optimiser=(), loss=0.0, steps=1))
-    i.run(Finish(0, "f32", responded.payload))
+    i.run(Finish(0, "f32", responded.payload, offered.clip))
     assert np.allclose(i.weights(), (x[0] + x[1]) / 2 + step, atol=1e-6)
     assert np.allclose(j.weights(), (x[0] + x[1]) / 2, atol=1e-6)
 

@@ -189,7 +189,7 @@ def swarm_round(swarm: list[Learner], rng: np.random.Generator, codec: str) -> N
         assert isinstance(offered, Offered)
         responded = swarm[j].run(Respond(0, codec, offered.payload, offered.clip))
         assert isinstance(responded, Responded), responded
-        assert isinstance(swarm[i].run(Finish(0, codec, responded.payload)), Finished)
+        assert isinstance(swarm[i].run(Finish(0, codec, responded.payload, offered.clip)), Finished)
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
