@@ -2,7 +2,7 @@
 
 Requests are few and come from our own user, but every line has a limit, every connection a clock, and a
 client that does not read is dropped rather than waited for: a forgotten `p2pnode top` must not cost the
-daemon anything.
+daemon anything. Nor may a request: whatever goes wrong while one is served becomes its answer (`_Boundary`).
 """
 
 import os
@@ -11,7 +11,9 @@ import stat
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import structlog
@@ -20,6 +22,7 @@ import trio
 from p2pnode.control import CONTROL_VERSION, REQUEST_BYTES_MAX, socket_address
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import Home
+from p2pnode.tasks.faults import what_came
 
 # People have a handful of terminals, a health check and a dashboard.
 CLIENTS_MAX = 16
@@ -44,8 +47,12 @@ class RequestError(Exception):
         self.code = code
 
 
+# The numbers that JSON can carry back in an answer.
+RequestNumber = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    id: int
+    id: RequestNumber
     method: str
     v: int = CONTROL_VERSION
     params: dict[str, Any] = {}
@@ -122,8 +129,8 @@ class ControlServer:
         self._clients += 1
         try:
             await self._serve(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client went away in the middle of an answer
+        except _GONE:
+            pass
         finally:
             self._clients -= 1
 
@@ -147,32 +154,28 @@ class ControlServer:
             await self._request(stream, line)
 
     async def _request(self, stream: trio.SocketStream, line: bytes) -> None:
-        try:
-            request = msgspec.json.decode(line, type=Request)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            text = f'expected {{"v", "id", "method", "params"}} on one line: {error}'
-            await _answer(stream, None, error=RequestError("malformed", text))
-            return
-        if request.v != CONTROL_VERSION:
-            refusal = RequestError("version", f"expected v = {CONTROL_VERSION}, got {request.v}")
-            await _answer(stream, request.id, error=refusal)
-        elif request.method == "subscribe":
-            await self._subscribe(stream, request)
-        elif request.method in self._methods:
-            try:
-                result = await self._methods[request.method](request.params)
-            except RequestError as error:
-                await _answer(stream, request.id, error=error)
-            except UserError as error:
-                await _answer(stream, request.id, error=RequestError("failed", str(error)))
+        """Serve one request. Whatever it asks and whatever that raises, it is answered."""
+        boundary = _Boundary()
+        with boundary:
+            request = _parsed(line)
+            boundary.request = request
+            if request.v != CONTROL_VERSION:
+                raise RequestError("version", f"expected v = {CONTROL_VERSION}, got {request.v}")
+            if request.method == "subscribe":
+                await self._subscribe(stream, request)
             else:
-                await _answer(stream, request.id, result=result)
-        else:
+                await _answer(stream, request.id, result=await self._result(request))
+        if boundary.refusal is not None:
+            number = boundary.request.id if boundary.request is not None else None
+            await _answer(stream, number, error=boundary.refusal)
+
+    async def _result(self, request: Request) -> Any:
+        if request.method not in self._methods:
             known = ", ".join([*self._methods, "subscribe"])
-            refusal = RequestError(
+            raise RequestError(
                 "unknown_method", f"there is no method {request.method!r:.60}; there are {known}"
             )
-            await _answer(stream, request.id, error=refusal)
+        return await self._methods[request.method](request.params)
 
     # --- methods ---------------------------------------------------------------------------------
 
@@ -195,7 +198,8 @@ class ControlServer:
     async def _export(self, params: Mapping[str, Any]) -> Any:
         _only(params, "path")
         path = params.get("path")
-        if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
+        # Of `/`, and what else ends in a folder, no file can be made.
+        if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path or not Path(path).name:
             raise RequestError("params", "expected path, an absolute file name")
         return await self._served.export(path)
 
@@ -223,17 +227,14 @@ class ControlServer:
 
     async def _subscribe(self, stream: trio.SocketStream, request: Request) -> None:
         """Send `status` and `peers` again and again until the client goes away."""
-        try:
-            _only(request.params, "interval_s")
-            interval = request.params.get("interval_s", 0.5)
-            if isinstance(interval, bool) or not isinstance(interval, int | float):
-                raise RequestError(
-                    "params", f"expected interval_s, a number of seconds, got {interval!r:.60}"
-                )
-        except RequestError as refusal:
-            await _answer(stream, request.id, error=refusal)
-            return
-        interval = min(max(float(interval), SUBSCRIBE_INTERVAL_S_MIN), SUBSCRIBE_INTERVAL_S_MAX)
+        _only(request.params, "interval_s")
+        interval = request.params.get("interval_s", 0.5)
+        if isinstance(interval, bool) or not isinstance(interval, int | float):
+            raise RequestError(
+                "params", f"expected interval_s, a number of seconds, got {type(interval).__name__}"
+            )
+        # Compared before it becomes a float, which whole numbers of 400 digits cannot.
+        interval = float(min(max(interval, SUBSCRIBE_INTERVAL_S_MIN), SUBSCRIBE_INTERVAL_S_MAX))
         await _answer(stream, request.id, result={"interval_s": interval})
         while True:
             started = trio.current_time()
@@ -246,7 +247,50 @@ class ControlServer:
                 return
 
 
+# The client went away in the middle of an answer, or does not read it.
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class _Boundary:
+    """A context in which one request is served: what is raised in it becomes `refusal`, and the daemon goes on.
+
+    Only a client that is gone, and what is no Exception (a cancellation), pass through.
+    """
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.refusal: RequestError | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, _GONE):
+            return False
+        if isinstance(error, RequestError):
+            self.refusal = error
+        elif isinstance(error, UserError):
+            self.refusal = RequestError("failed", str(error))
+        else:
+            method = self.request.method if self.request is not None else None
+            log.error("request_failed", method=method, exc_info=error)
+            self.refusal = RequestError(
+                "failed", f"a fault of the daemon ({what_came(error)}); its log has the details."
+            )
+        return True
+
+
 _OVERSIZED = f"expected a request of at most {REQUEST_BYTES_MAX} bytes"
+
+
+def _parsed(line: bytes) -> Request:
+    try:
+        return msgspec.json.decode(line, type=Request)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        text = f'expected {{"v", "id", "method", "params"}} on one line: {error}'
+        raise RequestError("malformed", text) from error
 
 
 def _only(params: Mapping[str, Any], *known: str) -> None:
@@ -271,8 +315,10 @@ async def _answer(
     stream: trio.SocketStream, number: int | None, *, result: Any = None, error: RequestError | None = None
 ) -> None:
     if error is not None:
+        # Names of files may hold bytes that are no text.
+        text = str(error).encode(errors="backslashreplace").decode()
         await _send(
-            stream, {"v": CONTROL_VERSION, "id": number, "error": {"code": error.code, "message": str(error)}}
+            stream, {"v": CONTROL_VERSION, "id": number, "error": {"code": error.code, "message": text}}
         )
     else:
         await _send(stream, {"v": CONTROL_VERSION, "id": number, "result": result})

@@ -217,24 +217,29 @@ class Worker:
         self._finished()
 
     async def _ask(self, work: Callable[[], T]) -> T:
-        answers: list[T] = []
-        answered = trio.Event()
+        """Use the learner once, in turn. What `work` raises is the asker's and does not end the worker."""
+        turn, over = trio.Event(), trio.Event()
 
-        async def then(value: T) -> None:
-            answers.append(value)
-            answered.set()
+        async def then(_: object) -> None:
+            turn.set()
+            await over.wait()
 
         self._unfinished += 1
-        self._queue(self._patient, work, then)
+        self._queue(self._patient, _nothing, then)
         try:
-            await answered.wait()
+            await turn.wait()
+            return await self._compute("learner", work)
         finally:
+            over.set()
             self._finished()
-        return answers[0]
 
     def _finished(self) -> None:
         self._unfinished -= 1
         self._changed.unpark_all()
+
+
+def _nothing() -> None:
+    """The work of a piece that only waits for its turn."""
 
 
 def _of_the_task(task: str, work: Callable[[], T]) -> T:

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from p2pnode.errors import ExitCode
+from p2pnode import control
+from p2pnode.errors import ExitCode, UserError
+from p2pnode.home import Home
 
 pytestmark = pytest.mark.live
 
@@ -142,6 +144,12 @@ def test_a_daemon_is_started_asked_and_stopped(start: Callable[..., Running], tm
 
     leaves = load_file(file)
     assert sum(leaf.size for leaf in leaves.values()) == 4810
+
+    # What no command of ours would ask, and what no disk takes.
+    for path in ("/", "/proc/model", str(tmp_path), "/\x01" * 2000, "/" + "x" * 300):
+        with pytest.raises(UserError, match=r"expected path|cannot be written"):
+            control.ask(Home(home), "export", path=path)
+    assert control.ask(Home(home), "subscribe", interval_s=10**400) == {"interval_s": 60.0}
 
     second = p2pnode("run", "--home", str(home), "--listen", "127.0.0.1:0")
     assert second.returncode == ExitCode.RUNNING

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import structlog
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from p2pnode import control, control_server
 from p2pnode import home as homes
@@ -177,16 +180,121 @@ def test_without_a_daemon_the_sentence_says_how_to_start_one(home: Home) -> None
         (b'{"id": 1, "method": "export", "params": {"path": "relative"}}', "params"),
         (rb'{"id": 1, "method": "export", "params": {"path": "/tmp/a\u0000b"}}', "params"),
         (b'{"id": 1, "method": "export"}', "params"),
+        (b'{"id": 1, "method": "export", "params": {"path": "/"}}', "params"),
+        (b'{"id": 1, "method": "export", "params": {"path": "/tmp/x//"}}', None),
+        (b'{"id": 1' + b"0" * 400 + b', "method": "id"}', "malformed"),
+        (b'{"id": 1, "v": 1' + b"0" * 400 + b', "method": "id"}', "version"),
         (b'{"id": 1, "method": "join", "params": {"addresses": []}}', "params"),
         (b'{"id": 1, "method": "join", "params": {"addresses": [1]}}', "params"),
         (b'{"id": 1, "method": "subscribe", "params": {"interval_s": "often"}}', "params"),
         (b'{"id": 1, "method": "save"}', "failed"),
     ],
 )
-def test_a_bad_request_gets_its_reason_and_the_next_one_an_answer(home: Home, line: bytes, code: str) -> None:
+def test_a_bad_request_gets_its_reason_and_the_next_one_an_answer(
+    home: Home, line: bytes, code: str | None
+) -> None:
     answers = served(home, lambda _: raw(home, line + b"\n" + b'{"id": 9, "method": "id"}\n'))
     assert [answer.get("error", {}).get("code") for answer in answers] == [code, None]
     assert answers[1] == {"v": 1, "id": 9, "result": {"id": "cd"}}
+
+
+@pytest.mark.parametrize("digits", [19, 400, 4000])
+def test_an_interval_of_any_length_is_an_interval(home: Home, digits: int) -> None:
+    def conversation(_: SmallDaemon) -> Any:
+        with ControlClient(home) as client:
+            return client.call("subscribe", interval_s=10**digits)
+
+    assert served(home, conversation) == {"interval_s": control_server.SUBSCRIBE_INTERVAL_S_MAX}
+
+
+class StrangeError(Exception):
+    """Of no kind that anybody lists."""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [StrangeError("why\nnot"), OSError(28, "full"), RecursionError(), ExceptionGroup("two", [KeyError(1)])],
+)
+def test_whatever_a_request_raises_is_its_answer_and_is_logged(
+    home: Home, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> dict[str, Any]:
+        raise fault
+
+    def fails_at_once(*_: object) -> dict[str, Any]:
+        raise fault
+
+    for name in ("evaluate", "export", "save", "join"):
+        monkeypatch.setattr(SmallDaemon, name, fails)
+    for name in ("status", "peers", "identity", "stop"):
+        monkeypatch.setattr(SmallDaemon, name, fails_at_once)
+    params = {"export": {"path": "/x"}, "join": {"addresses": ["a:1"]}}
+    methods = [*control.METHODS]
+
+    def conversation(_: SmallDaemon) -> list[str]:
+        said = []
+        for method in methods:
+            line = json.dumps({"id": 1, "method": method, "params": params.get(method, {})})
+            # The first answer to `subscribe` is good.
+            error = raw(home, line.encode() + b"\n")[-1]["error"]
+            said.append(f"{error['code']}: {error['message']}")
+        return said
+
+    with structlog.testing.capture_logs() as events:
+        said = served(home, conversation)
+    assert len(said) == len(methods)
+    assert all(f"failed: a fault of the daemon ({type(fault).__name__}" in sentence for sentence in said)
+    assert {(event["event"], event["method"]) for event in events} == {("request_failed", m) for m in methods}
+
+
+def test_an_answer_that_is_no_json_is_a_sentence_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SmallDaemon, "status", lambda _: {"steps": object()})
+    monkeypatch.setattr(SmallDaemon, "peers", lambda _: [{"address": "\udcff"}])
+    lines = b'{"id": 1, "method": "status"}\n{"id": 2, "method": "peers"}\n{"id": 3, "method": "id"}\n'
+    answers = served(home, lambda _: raw(home, lines))
+    assert [(answer["id"], "error" in answer) for answer in answers] == [(1, True), (2, True), (3, False)]
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**450), 10**450) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+PARAMETERS = st.sampled_from(("path", "addresses", "interval_s")) | st.text(max_size=3)
+REQUESTS = (
+    st.binary(max_size=40)
+    | ANY_JSON
+    | st.fixed_dictionaries(
+        {"id": st.integers() | ANY_JSON, "method": st.sampled_from(control.METHODS) | ANY_JSON},
+        optional={
+            "v": st.just(1) | ANY_JSON,
+            "params": st.dictionaries(PARAMETERS, ANY_JSON | st.just("/"), max_size=2) | ANY_JSON,
+        },
+    )
+)
+
+
+def test_no_request_at_all_ends_the_server(home: Home) -> None:
+    """Fuzz: every line is answered, or ends its own connection; the next client is served."""
+
+    def conversation(_: SmallDaemon) -> int:
+        count = 0
+
+        @given(request=REQUESTS)
+        @settings(max_examples=300)
+        def ask(request: Any) -> None:
+            nonlocal count
+            line = request if isinstance(request, bytes) else json.dumps(request).encode()
+            answers = raw(home, line.replace(b"\n", b"") + b"\n")
+            assert all("error" in answer or "result" in answer or "event" in answer for answer in answers)
+            assert answers
+            count += 1
+
+        ask()
+        assert control.ask(home, "id") == {"id": "cd"}
+        return count
+
+    assert served(home, conversation, patience_s=120.0) >= 100
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -167,6 +168,34 @@ async def test_people_are_answered_between_jobs(tmp_path: Path) -> None:
         assert await bench.worker.save() == len(bench.learner.dump())
 
     await _working(bench, story)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_a_question_that_fails_is_the_askers_fault_and_the_work_goes_on(
+    threads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that does not fit into memory a second time costs its export, not the daemon."""
+    bench = Bench(threads=threads)
+
+    def too_large() -> FloatArray:
+        raise MemoryError
+
+    async def story() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.learner, "readout", too_large)
+            patch.setattr(bench.learner, "dump", too_large)
+            for asked in (
+                bench.worker.evaluate,
+                partial(bench.worker.export, tmp_path / "m"),
+                bench.worker.save,
+            ):
+                with pytest.raises(MemoryError):
+                    await asked()
+        bench.submit(Train(2))
+        await bench.worker.idle()
+
+    await _working(bench, story)
+    assert bench.learner.steps == 2
 
 
 def test_types_that_numpy_does_not_know_are_written_as_float32(tmp_path: Path) -> None:
