@@ -37,12 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = cli.main(args=arguments, prog_name="p2pnode", standalone_mode=False)
     except UserError as error:
-        click.echo(f"p2pnode: {error}", err=True)
+        _complain(f"p2pnode: {error}")
         return error.code
     except click.ClickException as error:
         from p2pnode.usage import usage_line
 
-        click.echo(usage_line(error, "p2pnode"), err=True)
+        _complain(usage_line(error, "p2pnode"))
         return ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
@@ -51,6 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _complain(sentence: str) -> None:
+    try:
+        click.echo(sentence, err=True)
+    except OSError:
+        # There is nowhere to say it; the exit status still tells, and Python must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODE_TEXT.items())

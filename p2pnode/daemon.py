@@ -57,6 +57,7 @@ from p2pnode import __version__
 from p2pnode.address import AddressError
 from p2pnode.door import Limits, TokenBucket
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.log import lines_dropped
 from p2pnode.metrics import Counters
 from p2pnode.peers import Peers
 from p2pnode.recording import Recorder
@@ -390,6 +391,7 @@ class Daemon:
             "records": view.records,
             "lookups": view.lookups,
             "lost_frames": view.lost_frames,
+            "log_lines_dropped": lines_dropped(),
             "memory_bytes": _memory_bytes(),
             "bytes_in": sum(sizes["in"].values()),
             "bytes_out": sum(sizes["out"].values()),

@@ -67,7 +67,9 @@ def run_daemon(
     Raises:
         UserError: USAGE, HOME, RUNNING, TASK, ADDRESS, or FAILED.
     """
-    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stderr.isatty())
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not on_terminal)
+    _keep_standard_descriptors()
     log.configure(level=settings.log.level, json_lines=as_json)
     _check_packages()
     homes.create(home)
@@ -129,6 +131,16 @@ def join_command(settings: Settings, address: str) -> str:
 
 
 # --- before there is a daemon --------------------------------------------------------------------------
+
+
+def _keep_standard_descriptors() -> None:
+    """Where we were started with one of them closed (`2>&-`), the next file opened would get its number, and libraries
+    that write to stderr would write into it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def _check_packages() -> None:
@@ -249,8 +261,14 @@ async def _serve(home: Home, settings: Settings, daemon: Daemon, *, die_with_par
 
 
 async def _stop_on_signal(daemon: Daemon) -> None:
-    """In order the first time, at once the second time."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+    """In order the first time, at once the second time.
+
+    SIGHUP, which comes when the terminal is closed, is no other; but `nohup` has it ignored.
+    """
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        endings.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*endings) as received:
         async for number in received:
             events.info("stopping", signal=signal.Signals(number).name)
             daemon.stop()
@@ -266,7 +284,4 @@ async def _stop_at_end_of_input(daemon: Daemon) -> None:
 def _announce(settings: Settings, address: str) -> None:
     command = join_command(settings, address)
     events.info("ready", address=address, join=command)
-    try:
-        print(f"listening on {address}; the next machine joins with:\n  {command}", flush=True)
-    except BrokenPipeError:
-        pass  # nobody reads; the log has it too
+    log.say(f"listening on {address}; the next machine joins with:\n  {command}")

@@ -1,17 +1,19 @@
 """Logging: one line per event, and nothing from a peer can become anything but text (`printable`).
 
-Decisions and transitions are logged, not steps: what changed, for whom, and why something was refused.
+Decisions and transitions are logged, not steps: what changed, for whom, and why something was refused. A log that
+fails costs lines, which are counted, and nothing else (`outlet`).
 """
 
 import json
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from p2pnode.outlet import Outlet
 from p2pnode.printable import TEXT_LENGTH_MAX, printable
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -25,11 +27,11 @@ def configure(
     Args:
         level: debug, info, warning or error.
         json_lines: One JSON object per line; else `time level event key=value ...`.
-        stream: Where lines go; None: stderr.
+        stream: Where lines go; None: stderr, whatever becomes of it.
         color: For console lines; None: when the stream is a terminal.
     """
-    target = stream if stream is not None else sys.stderr
-    colored = target.isatty() if color is None else color
+    target = stream or sys.stderr  # which is None where there was none when the process began
+    colored = (target is not None and target.isatty()) if color is None else color
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -40,9 +42,28 @@ def configure(
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         context_class=dict,
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=stream or cast(TextIO, _outlet(sys.stderr))),
         cache_logger_on_first_use=True,
     )
+
+
+def say(text: str) -> None:
+    """One line for the person who started the daemon, on stdout, whatever becomes of that."""
+    _outlet(sys.stdout).write(text + "\n")
+
+
+def lines_dropped() -> int:
+    """How many lines the log and stdout did not take, since the process began."""
+    return sum(outlet.dropped for outlet in _outlets.values())
+
+
+# By descriptor; -1 for a stream that there is not.
+_outlets: dict[int, Outlet] = {}
+
+
+def _outlet(stream: TextIO | None) -> Outlet:
+    descriptor = stream.fileno() if stream is not None else None
+    return _outlets.setdefault(-1 if descriptor is None else descriptor, Outlet(descriptor))
 
 
 def json_line(logger: WrappedLogger, method: str, event: EventDict) -> str:

@@ -12,9 +12,8 @@ import threading
 # A stream that is full and has been read until now is waited for so long; the event loop stands still meanwhile. One
 # that is stuck is not waited for again before it takes a line. A guess.
 PATIENCE_MS = 100
-# What a pipe that is ready takes without blocking: PIPE_BUF of Linux, and at least that elsewhere is not promised, but
-# 512 is.
-PIECE_BYTES = 4096 if select.PIPE_BUF >= 4096 else select.PIPE_BUF
+# What a pipe that is ready takes without blocking.
+PIECE_BYTES = select.PIPE_BUF
 
 
 class Outlet:
@@ -58,5 +57,6 @@ class Outlet:
                 rest = rest[os.write(self._descriptor, rest[:PIECE_BYTES]) :]
             except OSError:
                 break
-        self._torn = len(rest) < size and bool(rest) or self._torn and len(rest) == size
+        if len(rest) < size:
+            self._torn = bool(rest)
         return not rest

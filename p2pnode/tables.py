@@ -26,6 +26,8 @@ def status_text(status: Mapping[str, Any]) -> str:
         ("refused", reasons(status.get("refused"))),
         ("by peers", reasons(status.get("refused_by_peers"))),
     ]
+    if status.get("log_lines_dropped"):
+        rows.append(("log", f"{whole(status['log_lines_dropped'])} lines could not be written"))
     return pairs(rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -89,13 +90,8 @@ class Running:
         raise AssertionError(f"it ended with {self.process.wait()}: {self.log.read_text()[-2000:]}")
 
     def until(self, holds: Callable[[dict[str, Any]], bool], wanted: str) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE_S
-        while True:
-            status: dict[str, Any] = asked(self.home, "status")
-            if holds(status):
-                return status
-            assert time.monotonic() < end, f"never {wanted}; the last status was {status}"
-            time.sleep(0.1)
+        asked(self.home, "status")  # it answers by now
+        return until_answered(self.home, holds, wanted)
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -104,6 +100,18 @@ class Running:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
+
+
+def until_answered(home: Path, holds: Callable[[dict[str, Any]], bool], wanted: str) -> dict[str, Any]:
+    """Ask until the daemon of `home` is up and its status is as wanted."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        answer = p2pnode("status", "--home", str(home), "--json")
+        status: dict[str, Any] = json.loads(answer.stdout) if answer.stdout else {}
+        if status and holds(status):
+            return status
+        assert time.monotonic() < end, f"never {wanted}; the last answer was {answer}"
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -177,13 +185,53 @@ def test_the_printed_command_brings_the_next_node_in(start: Callable[..., Runnin
     assert peer["same_run"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_time(start: Callable[..., Running], how: signal.Signals) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_in_time_and_in_order(start: Callable[..., Running], how: signal.Signals) -> None:
     daemon = start("a")
     daemon.ready()
+    daemon.until(lambda status: status["round"] >= 3, "trained")
     daemon.process.send_signal(how)
     assert daemon.process.wait(STOP_S_MAX) == 0
     assert not (daemon.home / "control.sock").exists()
+    assert (daemon.home / "state" / "model.snap").exists()
+    assert '"stopped"' in daemon.log.read_text()
+
+
+# What a shell does with the log: how, and whether the log's first lines are read.
+LOGS = {
+    "read for two lines": "{run} 2>&1 | head -2",
+    "on a full disk": "{run} >/dev/full 2>/dev/full",
+    "closed": "{run} <&- >&- 2>&-",
+    "gone when it ends": "{run} 2>&1 | true",
+}
+
+
+@pytest.mark.parametrize("how", LOGS)
+def test_a_log_that_fails_ends_no_daemon_and_the_lines_are_counted(tmp_path: Path, how: str) -> None:
+    home = tmp_path / "home"
+    words = [sys.executable, "-m", "p2pnode", "run", "--home", str(home), "--listen", "127.0.0.1:0", *FAST]
+    shell = subprocess.Popen(
+        # Learnt from its own file, since the last of a pipe tells its own status.
+        ["sh", "-c", LOGS[how].format(run=f"{{ {shlex.join(words)}; echo $? >{home}.status; }}")],
+        cwd=ROOT,
+        env=environ(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until_answered(home, lambda status: status["round"] >= 3, "trained")
+        p2pnode("join", "--home", str(home), "127.0.0.1:1")  # nobody is there, which is logged
+        until_answered(home, lambda status: status["log_lines_dropped"] >= 1, "counted what it could not log")
+        assert "lines could not be written" in p2pnode("status", "--home", str(home)).stdout
+        asked(home, "stop")
+        shell.wait(STOP_S_MAX)
+        assert Path(f"{home}.status").read_text() == "0\n"
+    finally:
+        if shell.poll() is None:
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
 
 
 def test_it_ends_when_whoever_started_it_is_gone(start: Callable[..., Running]) -> None:
