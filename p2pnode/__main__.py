@@ -2,7 +2,11 @@
 
 import sys
 
-from p2pnode.cli import main
+from p2pnode.import_path import leave_out_working_directory
+
+leave_out_working_directory()
+
+from p2pnode.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,6 +32,7 @@ from p2pnode.alone import Comparison
 from p2pnode.control import ControlClient, ControlError
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import Home
+from p2pnode.import_path import python_path
 from p2pnode.printable import printable
 from p2pnode.scratch import scratch_folder
 from p2pnode.tables import decimal, whole
@@ -338,19 +339,17 @@ class Swarm:
             self.daemons.append(Daemon(number=number, home=home, process=process))
 
     def _begin(self, arguments: Sequence[str], *, name: str, out: int) -> subprocess.Popen[bytes]:
-        package_root = str(Path(__file__).resolve().parents[1])
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environ = {
             # A person's own settings and home are not the demo's.
             **{key: value for key, value in os.environ.items() if not key.startswith("P2PNODE_")},
             **ONE_THREAD,
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONPATH": python_path(),
             # All compile the same programs: whoever is first leaves them to the others.
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "jax-cache"),
         }
         with (self._folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, *arguments],
+                [sys.executable, "-P", *arguments],  # nothing is to be found in the folder where we are
                 stdin=subprocess.PIPE,  # never written to: its end tells the child that we are gone
                 stdout=out,
                 stderr=log,

@@ -1,5 +1,9 @@
 """`python -m simulation` is `p2psim`."""
 
-from simulation.cli import main
+from p2pnode.import_path import leave_out_working_directory
+
+leave_out_working_directory()
+
+from simulation.cli import main  # noqa: E402
 
 main()

@@ -12,6 +12,7 @@ can import them (tests/test_layers.py).
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 from typing import Protocol
@@ -32,6 +33,7 @@ from crypto.identity import (
 )
 from crypto.signing import Purpose, signed_bytes
 from gossip.errors import LocalError
+from p2pnode.import_path import python_path
 
 # Signatures in one message to the other process: some 25 ms of its work. Runs that make fewer need no other process.
 BATCH = 512
@@ -158,7 +160,9 @@ class RealSignatures:
         self._waiting.clear()
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "simulation.signatures"],
+                # From where we are, and not from the folder in which somebody typed (`p2pnode.import_path`).
+                [sys.executable, "-P", "-m", "simulation.signatures"],
+                env={**os.environ, "PYTHONPATH": python_path()},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pipesize=PIPE_BYTES,

@@ -42,8 +42,9 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
     """Make the task that `spec` names. Runs the user's code; never call it with anything from a peer.
 
     Args:
-        spec: "digits", "table", the name of another entry point, or "module:factory"; modules are searched in
-            the current directory too, after everything installed.
+        spec: "digits", "table", the name of another entry point, or "module:factory"; a module of somebody's own is
+            searched in the current directory too, after everything installed. For all others that is never looked at:
+            whoever can write there could run code (`import_path`).
         args: Keyword arguments of the factory.
 
     Raises:
@@ -69,12 +70,12 @@ def load_task(spec: str, args: Mapping[str, Any]) -> Task:
 
 def task_names() -> list[str]:
     """Names under which tasks can be had without `module:factory`, sorted."""
-    return sorted(_targets())
+    return sorted({*BUILT_IN, *_installed()})
 
 
 def own_module(spec: str) -> str:
     """Name of the module that a task of somebody's own comes from; empty for ours, and where no task is named so."""
-    module = (spec if ":" in spec else _targets().get(spec, "")).partition(":")[0]
+    module = _target(spec).partition(":")[0]
     return "" if module in (target.partition(":")[0] for target in BUILT_IN.values()) else module
 
 
@@ -84,15 +85,15 @@ def task_factory(spec: str) -> Callable[..., Any]:
     Raises:
         UserError: status TASK and one sentence: no such task, no such module, no such function.
     """
-    target = spec if ":" in spec else _targets().get(spec)
-    if target is None:
-        names = ", ".join(sorted(_targets()))
+    target = _target(spec)
+    if not target:
+        names = ", ".join(task_names())
         raise _error(
             f"no task is named {spec!r}; expected one of {names}, or module:factory for one of your own"
         )
     module_name, _, factory_name = target.partition(":")
     here = str(Path.cwd())
-    if here not in sys.path:
+    if ":" in spec and target not in BUILT_IN.values() and here not in sys.path:
         sys.path.append(here)
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise _error(
@@ -114,8 +115,14 @@ def task_factory(spec: str) -> Callable[..., Any]:
     return made
 
 
-def _targets() -> dict[str, str]:
-    return {**BUILT_IN, **{point.name: point.value for point in entry_points(group=GROUP)}}
+def _target(spec: str) -> str:
+    """What a task's name stands for, as module:factory; empty where there is none. No other distribution can take the
+    name of one of ours."""
+    return spec if ":" in spec else BUILT_IN.get(spec) or _installed().get(spec, "")
+
+
+def _installed() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def _at(spec: str, error: BaseException) -> str:
