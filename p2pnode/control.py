@@ -24,6 +24,8 @@ from p2pnode.home import Home
 
 CONTROL_VERSION = 1
 METHODS = ("status", "peers", "id", "eval", "export", "save", "join", "stop", "subscribe")
+# Code of the one answer that a daemon has for everything but `stop` until it is up.
+STARTING = "starting"
 # A request is a method and a few addresses.
 REQUEST_BYTES_MAX = 2**16
 # An answer of 4,096 peers at 500 bytes is 2 MiB.
@@ -72,7 +74,7 @@ class ControlClient:
     """A blocking connection to the daemon of one home. Use as a context manager.
 
     Raises:
-        UserError: NO_DAEMON, from the constructor and whenever the daemon hangs up or stays silent.
+        UserError: NO_DAEMON, from the constructor and whenever the daemon hangs up, stays silent or is not up yet.
         ControlError: the daemon refused the request.
     """
 
@@ -182,6 +184,9 @@ class ControlClient:
                 f"expected version {CONTROL_VERSION} of the control protocol, the daemon speaks another; "
                 "restart it with this version of p2pnode.",
             )
+        fault = answer.get("error")
+        if isinstance(fault, dict) and fault.get("code") == STARTING:
+            raise UserError(ExitCode.NO_DAEMON, str(fault.get("message", "")))
         return answer
 
     def _gone(self) -> UserError:

@@ -71,7 +71,7 @@ class Served(Protocol):
     def stop(self) -> None: ...
 
 
-def listen(home: Home) -> trio.SocketListener:
+def listen(home: Home) -> socket.socket:
     """Bind the control socket of `home`: 0600 from the first moment on. Call with the lock of the home held.
 
     The umask belongs to the whole process, so this must not run while threads create files.
@@ -84,11 +84,11 @@ def listen(home: Home) -> trio.SocketListener:
             home.socket.unlink()  # left by a daemon that was killed; we hold the lock, so nobody answers it
     except FileNotFoundError:
         pass
-    bound = trio.socket.from_stdlib_socket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
         with socket_address(home.socket) as address:
-            bound._sock.bind(address)  # type: ignore[attr-defined]
+            bound.bind(address)
     except OSError as error:
         bound.close()
         raise UserError(
@@ -97,15 +97,15 @@ def listen(home: Home) -> trio.SocketListener:
     finally:
         os.umask(mask)
     bound.listen(CLIENTS_MAX)
-    return trio.SocketListener(bound)
+    return bound
 
 
 class ControlServer:
-    """Serves one daemon on one listener until cancelled."""
+    """Serves one daemon on one listener, which it closes, until cancelled."""
 
-    def __init__(self, served: Served, listener: trio.SocketListener) -> None:
+    def __init__(self, served: Served, listener: socket.socket) -> None:
         self._served = served
-        self._listener = listener
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         self._clients = 0
         self._methods: dict[str, Callable[[Mapping[str, Any]], Awaitable[Any]]] = {
             "status": self._status,
@@ -123,7 +123,7 @@ class ControlServer:
         await trio.serve_listeners(self._client, [self._listener])
 
     async def _client(self, stream: trio.SocketStream) -> None:
-        if not _same_user(stream.socket) or self._clients >= CLIENTS_MAX:
+        if not same_user(stream.socket) or self._clients >= CLIENTS_MAX:
             log.warning("control_refused", clients=self._clients, limit=CLIENTS_MAX)
             return
         self._clients += 1
@@ -157,7 +157,7 @@ class ControlServer:
         """Serve one request. Whatever it asks and whatever that raises, it is answered."""
         boundary = _Boundary()
         with boundary:
-            request = _parsed(line)
+            request = parsed(line)
             boundary.request = request
             if request.v != CONTROL_VERSION:
                 raise RequestError("version", f"expected v = {CONTROL_VERSION}, got {request.v}")
@@ -285,7 +285,12 @@ class _Boundary:
 _OVERSIZED = f"expected a request of at most {REQUEST_BYTES_MAX} bytes"
 
 
-def _parsed(line: bytes) -> Request:
+def parsed(line: bytes) -> Request:
+    """What one line asks.
+
+    Raises:
+        RequestError: `malformed`.
+    """
     try:
         return msgspec.json.decode(line, type=Request)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -301,7 +306,7 @@ def _only(params: Mapping[str, Any], *known: str) -> None:
         )
 
 
-def _same_user(client: trio.socket.SocketType) -> bool:
+def same_user(client: trio.socket.SocketType | socket.socket) -> bool:
     """Whether the process at the other end is ours (or root's). True where the system cannot say: modes
     protect."""
     if sys.platform != "linux":

@@ -377,9 +377,11 @@ class Swarm:
                 )
             if daemon.client is None:
                 try:
-                    daemon.client = ControlClient(daemon.home)
+                    client = ControlClient(daemon.home)
+                    client.call("id")
                 except UserError:
                     continue  # not yet up
+                daemon.client = client
             daemon.status = self._call(daemon, "status", EVALUATION_S_MAX)
 
     def _call(self, daemon: Daemon, method: str, timeout_s: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`p2pnode run`: from settings to a daemon at work. The one place where all parts are put together.
 
-Home, lock, key, task (here JAX is imported), learner, store, daemon, control socket, signals; in this order,
+Home, lock, key, control socket and signals, store, task (here JAX is imported), learner, daemon; in this order,
 because each needs what stands before it, and because what a person got wrong should be said before seconds
 are spent on importing JAX.
 """
@@ -29,6 +29,7 @@ from p2pnode.home import PASSPHRASE_VARIABLE, Home
 from p2pnode.interrupt import EndsAtOnce
 from p2pnode.recording import TRACE_MB, Recorder
 from p2pnode.settings import TABLE, Settings, default_toml, to_toml
+from p2pnode.starting import Starting
 from p2pnode.store import SqliteStore, Store
 from p2pnode.tasks import load_task, task_factory
 from p2pnode.tasks.faults import TaskFaults
@@ -78,12 +79,26 @@ def run_daemon(
         # A dump of this process would hold the key (docs/security.md, T7).
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         identity = _identity(home)
-        store = SqliteStore(home.state)
+        listener = control_server.listen(home)  # before there are threads
         try:
-            recorder = Recorder(record, mb_max=record_mb) if record is not None else None
-            _work(home, settings, identity, store, recorder=recorder, die_with_parent=die_with_parent)
+            with Starting(home, listener) as starting:
+                store = SqliteStore(home.state)
+                try:
+                    recorder = Recorder(record, mb_max=record_mb) if record is not None else None
+                    _work(
+                        home,
+                        settings,
+                        identity,
+                        store,
+                        starting,
+                        recorder=recorder,
+                        die_with_parent=die_with_parent,
+                    )
+                finally:
+                    store.close()
         finally:
-            store.close()
+            listener.close()
+            home.socket.unlink(missing_ok=True)
     finally:
         os.close(lock)
     return ExitCode.OK
@@ -163,6 +178,7 @@ def _work(
     settings: Settings,
     identity: Identity,
     store: Store,
+    starting: Starting,
     *,
     recorder: Recorder | None,
     die_with_parent: bool,
@@ -176,11 +192,8 @@ def _work(
     # Differs from node to node and stays with the node: for its JAX keys and the order of its rows.
     number = int.from_bytes(node_id(identity.public_key)[:4], "big")
     with TaskFaults(spec, key=f"the task {spec!r} failed"):
-        with EndsAtOnce():
-            task_factory(spec)  # many a task imports JAX itself
         task = load_task(spec, settings.task_args)
-        with EndsAtOnce():
-            from gossip.learning.trainer import Trainer
+        from gossip.learning.trainer import Trainer
 
         trainer = Trainer(task, seed=core.learning.genesis_seed)
         run = run_info(
@@ -218,7 +231,7 @@ def _work(
             recorder=recorder,
             task=settings.task.factory,
         )
-        await _serve(home, settings, daemon, die_with_parent=die_with_parent)
+        await _serve(settings, daemon, starting, die_with_parent=die_with_parent)
 
     faults: list[UserError] = []
     try:
@@ -239,29 +252,27 @@ def _leaves(group: BaseExceptionGroup[UserError]) -> list[UserError]:
 # --- while it runs -------------------------------------------------------------------------------------
 
 
-async def _serve(home: Home, settings: Settings, daemon: Daemon, *, die_with_parent: bool) -> None:
+async def _serve(settings: Settings, daemon: Daemon, starting: Starting, *, die_with_parent: bool) -> None:
     """The daemon, its control socket, and what may end it."""
-    listener = control_server.listen(home)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, daemon)
-            if die_with_parent:
-                nursery.start_soon(_stop_at_end_of_input, daemon)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, daemon)
+        listener = starting.over()
+        if die_with_parent:
+            nursery.start_soon(_stop_at_end_of_input, daemon)
 
-            async def live(*, task_status: trio.TaskStatus[str]) -> None:
-                await daemon.run(task_status=task_status)
-                nursery.cancel_scope.cancel()
+        async def live(*, task_status: trio.TaskStatus[str]) -> None:
+            await daemon.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
 
-            address = await nursery.start(live)
-            nursery.start_soon(control_server.ControlServer(daemon, listener).run)
-            _announce(settings, address)
-    finally:
-        await trio.aclose_forcefully(listener)
-        home.socket.unlink(missing_ok=True)
+        address = await nursery.start(live)
+        nursery.start_soon(control_server.ControlServer(daemon, listener).run)
+        _announce(settings, address)
 
 
-async def _stop_on_signal(daemon: Daemon) -> None:
-    """In order the first time, at once the second time.
+async def _stop_on_signal(
+    daemon: Daemon, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """In order the first time, at once the second time. Reports "started" when signals are heard.
 
     SIGHUP, which comes when the terminal is closed, is no other; but `nohup` has it ignored.
     """
@@ -269,6 +280,7 @@ async def _stop_on_signal(daemon: Daemon) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         endings.append(signal.SIGHUP)
     with trio.open_signal_receiver(*endings) as received:
+        task_status.started()
         async for number in received:
             events.info("stopping", signal=signal.Signals(number).name)
             daemon.stop()

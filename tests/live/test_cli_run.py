@@ -363,6 +363,69 @@ def test_a_question_that_a_persons_own_task_cannot_answer_does_not_end_the_daemo
     assert asked(daemon.home, "status")["id"]
 
 
+# A task that is slow to load, and takes no exception for an answer.
+SLOW = """
+import time
+def make():
+    while True:
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("stop", ExitCode.OK),
+        (signal.SIGTERM, ExitCode.OK),
+        (signal.SIGHUP, ExitCode.OK),
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+    ],
+)
+def test_a_daemon_that_starts_says_so_and_can_be_stopped(
+    tmp_path: Path, how: str | signal.Signals, status: ExitCode
+) -> None:
+    home = tmp_path / "home"
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2pnode", "run", "--home", str(home), "--task", "slow:make"],
+        cwd=ROOT,
+        env=environ(PYTHONPATH=str(tmp_path)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
+    )
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while "is starting" not in (said := p2pnode("status", "--home", str(home))).stderr:
+            assert said.returncode == ExitCode.NO_DAEMON
+            assert time.monotonic() < end
+        assert (said.returncode, said.stdout) == (ExitCode.NO_DAEMON, "")
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(home / "control.sock"))  # and says nothing: others are served all the same
+            assert "is starting" in p2pnode("eval", "--home", str(home)).stderr
+        with socket.socket(socket.AF_UNIX) as rude:
+            rude.connect(str(home / "control.sock"))
+            rude.sendall(b"no request\n")
+            assert b"malformed" in rude.recv(2**16)
+        findings = {finding["check"]: finding for finding in asked(home, "doctor")}
+        assert findings["daemon"]["verdict"] == "note"
+        assert "is starting" in findings["daemon"]["detail"]
+        if isinstance(how, signal.Signals):
+            process.send_signal(how)
+        else:
+            assert asked(home, how) == {"stopped": True}
+        assert process.wait(STOP_S_MAX) == status
+        assert not (home / "control.sock").exists()
+        assert "no daemon runs" in p2pnode("status", "--home", str(home)).stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
 # In the place of a library: Ctrl-C comes while it is imported, and it drops the KeyboardInterrupt, as C code does.
 DEAF = """
 import os, signal, time
