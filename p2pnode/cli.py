@@ -416,7 +416,7 @@ def _home(text: str | None) -> "Home":
 def _settings(home: "Home", flags: list[tuple[str, str, str]]) -> "Settings":
     from p2pnode import settings
 
-    return settings.load(file=home.config, environ=os.environ, flags=flags)
+    return settings.load(file=home.config, environ=os.environ, flags=flags, remembered=home.run)
 
 
 def _flag_values(

@@ -252,7 +252,8 @@ class Daemon:
             # Going on would overwrite a model that somebody trained.
             raise UserError(
                 ExitCode.HOME,
-                f"the saved model does not fit: {error}. Choose another --home for another run.",
+                f"the saved model does not fit ({error}). Give the task and its arguments with which it was made, or "
+                "choose another --home for another run.",
             ) from error
         return True
 

@@ -82,7 +82,7 @@ def _home(home: Home) -> list[Finding]:
         return [Finding(check="home", verdict="note" if absent else "wrong", detail=str(error))]
     findings = [Finding(check="home", verdict="good", detail=str(home.path))]
     try:
-        settings.load(file=home.config, environ=os.environ)
+        settings.load(file=home.config, environ=os.environ, remembered=home.run)
     except UserError as error:
         findings.append(Finding(check="settings", verdict="wrong", detail=str(error)))
     else:

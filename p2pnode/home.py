@@ -56,6 +56,11 @@ class Home:
         return self.path / "state"
 
     @property
+    def run(self) -> Path:
+        """How it was started last (`remembered`)."""
+        return self.state / "run.toml"
+
+    @property
     def cache(self) -> Path:
         return self.path / "jax-cache"
 

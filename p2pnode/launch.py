@@ -28,6 +28,7 @@ from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import PASSPHRASE_VARIABLE, Home
 from p2pnode.interrupt import EndsAtOnce
 from p2pnode.recording import TRACE_MB, Recorder
+from p2pnode.remembered import remember
 from p2pnode.settings import TABLE, Settings, default_toml, to_toml
 from p2pnode.starting import Starting
 from p2pnode.store import SqliteStore, Store
@@ -231,7 +232,7 @@ def _work(
             recorder=recorder,
             task=settings.task.factory,
         )
-        await _serve(settings, daemon, starting, die_with_parent=die_with_parent)
+        await _serve(home, settings, daemon, starting, die_with_parent=die_with_parent)
 
     faults: list[UserError] = []
     try:
@@ -252,7 +253,9 @@ def _leaves(group: BaseExceptionGroup[UserError]) -> list[UserError]:
 # --- while it runs -------------------------------------------------------------------------------------
 
 
-async def _serve(settings: Settings, daemon: Daemon, starting: Starting, *, die_with_parent: bool) -> None:
+async def _serve(
+    home: Home, settings: Settings, daemon: Daemon, starting: Starting, *, die_with_parent: bool
+) -> None:
     """The daemon, its control socket, and what may end it."""
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, daemon)
@@ -266,6 +269,7 @@ async def _serve(settings: Settings, daemon: Daemon, starting: Starting, *, die_
 
         address = await nursery.start(live)
         nursery.start_soon(control_server.ControlServer(daemon, listener).run)
+        remember(home, settings, SHARED_SETTINGS)
         _announce(settings, address)
 
 

@@ -151,6 +151,7 @@ def load(
     file: Path | None = None,
     environ: Mapping[str, str] | None = None,
     flags: Iterable[tuple[str, str, str]] = (),
+    remembered: Path | None = None,
 ) -> Settings:
     """Resolve the settings.
 
@@ -158,6 +159,8 @@ def load(
         file: config.toml; None or absent: none.
         environ: `os.environ`; only names that begin with P2PNODE_ and contain `__` are looked at.
         flags: (flag, name, text) in rising order of precedence, e.g. ("--set", "learning.local_steps", "8").
+        remembered: How the home was started last (`p2pnode.remembered`), weakest of all, and only where no task is
+            named: who names one says all about it.
 
     Raises:
         UserError: USAGE; names the file or flag, the key, what was expected and what came.
@@ -172,6 +175,9 @@ def load(
             found[name] = (_checked(name, _from_text(name, text), origin=variable), variable)
     for flag, name, text in flags:
         found[name] = (_checked(name, _from_text(name, text), origin=flag), flag)
+    if remembered is not None and "task.factory" not in found and remembered.exists():
+        for name, value in _read(remembered):
+            found.setdefault(name, (_checked(name, value, origin=str(remembered)), str(remembered)))
     return _assembled(found)
 
 

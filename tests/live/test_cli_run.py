@@ -260,6 +260,33 @@ def test_a_killed_daemon_comes_back_as_the_same_node_where_it_was(start: Callabl
     assert min(after["ages"]) >= 4
 
 
+def test_a_plain_run_goes_on_with_what_the_first_one_began(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    """README's first command, and then the one that everybody types next."""
+    rows = tmp_path / "clinic-a.csv"
+    rows.write_text("age,pressure,diagnosis\n" + "40,10,no\n60,20,yes\n" * 20)
+    words = ("--task", "table", "--data", str(rows), "--set", "task.args.label=diagnosis")
+    first = start("a", *FAST, *words, "--set", 'task.args.classes=["no","yes"]')
+    first.ready()
+    before = first.until(lambda status: status["round"] >= 3, "trained")
+    asked(first.home, "stop")
+    assert first.process.wait(STOP_S_MAX) == 0
+    again = start("a", "--set", "log.level=info")
+    again.ready()
+    after = asked(again.home, "status")
+    assert [after[key] for key in ("id", "task", "run")] == [before[key] for key in ("id", "task", "run")]
+    shown = asked(first.home, "config", "show", "--origin")
+    assert shown["task.args.label"] == {
+        "value": "diagnosis",
+        "origin": str(first.home / "state" / "run.toml"),
+    }
+    asked(again.home, "stop")
+    other = p2pnode("run", "--home", str(first.home), "--listen", "127.0.0.1:0", "--task", "digits")
+    assert other.returncode == ExitCode.HOME
+    assert "Give the task and its arguments with which it was made" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
