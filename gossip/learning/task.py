@@ -35,7 +35,9 @@ class Task(Protocol):
     """A model, its loss and this machine's data.
 
     Optional attributes: `name` and `version` (str; part of the run id; change the version when the meaning of
-    the weights changes) and `optimizer() -> optax.GradientTransformation` (default: SGD, trainer.py).
+    the weights changes; parts divided by ", " are compared one by one where two peers' versions differ),
+    `columns` (names of the features, in order, for `check-task` to show) and
+    `optimizer() -> optax.GradientTransformation` (default: SGD, trainer.py).
     """
 
     def init(self, key: Any) -> Any:
@@ -127,7 +129,13 @@ class RunInfo(Struct, frozen=True):
         if run == self.id:
             return ""
         if task != self.task:
-            return f"our task is {self.task!r}, the other's {task[:64]!r}"
+            # Tasks may divide their version by ", ": then what is equal need not be read.
+            ours, theirs = self.task.split(", "), task.split(", ")
+            mine = ", ".join(part for part in ours if part not in theirs)
+            its = ", ".join(part for part in theirs if part not in ours)
+            if ours[0] == theirs[0] and mine and its:
+                return f"our task {ours[0]!r} has {mine!r}, the other's {its!r}"
+            return f"our task is {self.task!r}, the other's {task!r}"
         if schema != self.schema:
             return f"our model has schema {self.schema.hex()[:12]}, the other's {schema.hex()[:12]}"
         return (

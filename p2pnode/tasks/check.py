@@ -7,7 +7,7 @@ load.
 import time
 
 import numpy as np
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gossip.config import CODECS, ExchangeConfig, LearningConfig
 from gossip.errors import LocalError
@@ -37,6 +37,7 @@ class TaskFacts(Struct, frozen=True):
     loss: float  # after the timed steps
     test: dict[str, float]  # metrics of the test split, with "loss" and "rows"
     snapshot_bytes: int
+    columns: list[str] | UnsetType = UNSET  # features of a table that names them, in the order that counts
 
 
 def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskFacts:
@@ -115,6 +116,7 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
         loss=trained.loss,
         test=test,
         snapshot_bytes=len(snapshot),
+        columns=list(getattr(task, "columns", ())) or UNSET,
     )
 
 

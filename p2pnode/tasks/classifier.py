@@ -76,6 +76,7 @@ class Classifier:
         rate: Learning rate of SGD.
         cooling_steps: The rate falls in a straight line to zero over so many steps; 0: it stays. Nodes stop at their
             own time, and whoever trains last pulls the average towards its own rows; a cold end has no last word.
+        columns: Names of the features, in order; empty: unknown.
 
     Raises:
         LocalError: no rows, or a number out of range.
@@ -93,6 +94,7 @@ class Classifier:
         batch: int,
         rate: float,
         cooling_steps: int = 0,
+        columns: tuple[str, ...] = (),
     ) -> None:
         if not len(train) or not len(test):
             raise LocalError(f"expected rows to train on and to test on, got {len(train)} and {len(test)}")
@@ -111,6 +113,7 @@ class Classifier:
         self.train = train
         self.test = test
         self.classes = classes
+        self.columns = columns
         self._hidden = hidden
         self._batch = batch
         self._rate = rate

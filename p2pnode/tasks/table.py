@@ -1,7 +1,8 @@
 """The built-in task `table`: a CSV or NPZ file with a label column.
 
 What peers must agree on and cannot see in each other's files goes into the task's version, and so into the
-run id: the list of classes, and how features are scaled. By default features are standardised by the mean and
+run id: the list of classes, how features are scaled, and the names of the columns in their order, as far as a file has
+names: equal positions would mean different things otherwise. By default features are standardised by the mean and
 deviation of **the file's own training rows**. That is right where all nodes read the same file (and take a
 `part` of it). Where each machine brings its own file, equal values would mean different things on different
 machines; give the same `mean` and `deviation` everywhere then, or bring features that are scaled already and
@@ -117,7 +118,6 @@ def make(
         width = x[train].std(axis=0)
         # A constant feature carries nothing; it becomes zero.
         x = (x - x[train].mean(axis=0)) / np.where(width > 0, width, 1)
-    agreed = hashlib.sha256(msgspec.json.encode(known)).hexdigest()[:12]
     divisions = divided(
         y[train],
         parts,
@@ -132,21 +132,26 @@ def make(
     )
     own = train[divisions[part]]
     rows = Rows(x.astype(np.float32), y)
+    # A file without names can be compared with nothing: it is of one run with others without names.
+    named = _short_hash([table.label, *table.columns]) if table.columns else "unnamed"
     return Classifier(
         name="table",
-        version=f"1 {len(known)} classes {agreed} scale {scaling}",
+        version=f"1, {len(known)} classes {_short_hash(known)}, scale {scaling}, {x.shape[1]} columns {named}",
         train=rows.take(own),
         test=rows.take(test),
         classes=len(known),
         hidden=hidden if model == "mlp" else 0,
         batch=batch,
         rate=lr,
+        columns=table.columns,
     )
 
 
 class _Table(Struct, frozen=True):
     x: npt.NDArray[np.float64]  # (rows, features), finite, also as float32
     labels: list[str]
+    columns: tuple[str, ...] = ()  # names of the features; empty: the file has none
+    label: str = ""  # name of the label's column
 
 
 @lru_cache(maxsize=2)
@@ -220,7 +225,9 @@ def _read_csv(path: str, label: str | int) -> _Table:
             at = next(at for at in features if not _is_number(line[at]))
             raise LocalError(f"{place(row, at)}: expected a number, got {line[at]!r}; {_REPAIR}") from error
     _check_numbers(x, lambda row, feature: place(row, features[feature]))
-    return _Table(x, labels)
+    if header is None:
+        return _Table(x, labels)
+    return _Table(x, labels, tuple(header[at] for at in features), header[column])
 
 
 def _check_numbers(x: npt.NDArray[np.float64], place: Callable[[int, int], str]) -> None:
@@ -287,6 +294,11 @@ def _numbered(labels: list[str], known: list[str]) -> npt.NDArray[np.int32]:
     if unknown:
         raise LocalError(f"the label {unknown[0]!r} is not among the classes {', '.join(known)}")
     return np.array([numbers[label] for label in labels], np.int32)
+
+
+def _short_hash(names: Sequence[str]) -> str:
+    """Twelve hexadecimal digits that stand for names and their order: against accidents, not against forgers."""
+    return hashlib.sha256(msgspec.json.encode(names)).hexdigest()[:12]
 
 
 def _vector(name: str, given: Numbers, features: int) -> npt.NDArray[np.float64]:

@@ -90,6 +90,26 @@ def test_a_peer_of_another_run_reads_why() -> None:
     assert "'x/1'" in ours.difference(run=other.id, schema=bytes(32), task="x/1")
 
 
+def test_of_two_versions_with_parts_those_that_differ_are_named() -> None:
+    class Parts(Named):
+        version = "1, 2 classes a, scale none, 4 columns b"
+
+    ours = info(task=Parts())
+
+    def said(task: str) -> str:
+        return ours.difference(run=bytes(32), schema=bytes(32), task=task)
+
+    assert said("named/1, 2 classes a, scale none, 4 columns c") == (
+        "our task 'named/1' has '4 columns b', the other's '4 columns c'"
+    )
+    assert said("named/1, 3 classes c, scale none, 4 columns c") == (
+        "our task 'named/1' has '2 classes a, 4 columns b', the other's '3 classes c, 4 columns c'"
+    )
+    # Nothing to set against each other: both names, whole.
+    for other in ("named/1, 2 classes a, scale none", "named/2, 2 classes a, scale none, 4 columns b", ""):
+        assert said(other) == f"our task is {ours.task!r}, the other's {other!r}"
+
+
 def test_a_genesis_of_another_length_is_our_own_mistake() -> None:
     with pytest.raises(LocalError, match="650 values"):
         info(genesis=np.zeros(651, np.float32))

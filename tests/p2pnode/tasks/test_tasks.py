@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from gossip.config import LearningConfig
+from gossip.learning.task import run_info
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.tasks import load_task
 from p2pnode.tasks.check import check_task
@@ -234,6 +236,54 @@ def test_what_peers_must_agree_on_is_in_the_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "header",
+    ["weight;age;kind", "age;mass;kind", "age;weight;verdict", "Age;weight;kind"],
+    ids=["another order", "another feature", "another label", "another spelling"],
+)
+def test_other_columns_are_another_version(tmp_path: Path, header: str) -> None:
+    ours = classifier("table", path=write(tmp_path, CSV))
+    same = classifier("table", path=write(tmp_path, CSV.replace("age;", " age ;", 1), "same.csv"))
+    other = classifier("table", path=write(tmp_path, CSV.replace("age;weight;kind", header), "other.csv"))
+    unnamed = classifier("table", path=write(tmp_path, CSV.split("\n", 1)[1], "unnamed.csv"))
+    assert same.version == ours.version
+    assert len({ours.version, other.version, unnamed.version}) == 3
+
+
+def test_where_the_label_stands_among_the_same_features_is_no_difference(tmp_path: Path) -> None:
+    rows = [line.split(";") for line in CSV.splitlines()]
+    moved = "".join(f"{kind};{age};{weight}\n" for age, weight, kind in rows)
+    ours = classifier("table", path=write(tmp_path, CSV), label="kind")
+    other = classifier("table", path=write(tmp_path, moved, "moved.csv"), label="kind")
+    assert ours.version == other.version
+
+
+def test_two_sites_with_their_columns_in_another_order_are_two_runs_and_read_why(shared: Path) -> None:
+    from gossip.learning.trainer import Trainer
+
+    runs = []
+    for site in (0, 1):
+        task = load_task(
+            "table", {"path": str(shared / "inputs" / f"site{site}_order.csv"), "classes": [0, 1]}
+        )
+        trainer = Trainer(task)
+        runs.append(
+            run_info(
+                network="",
+                task=task,
+                schema=trainer.schema,
+                genesis=trainer.genesis,
+                learning=LearningConfig(),
+            )
+        )
+    first, second = runs
+    assert first.id != second.id
+    columns = [re.findall("4 columns [0-9a-f]{12}", run.task) for run in runs]
+    for ours, other, (mine,), (its,) in [(first, second, *columns), (second, first, *columns[::-1])]:
+        said = ours.difference(run=other.id, schema=other.schema, task=other.task)
+        assert said == f"our task 'table/1' has {mine!r}, the other's {its!r}"
+
+
+@pytest.mark.parametrize(
     ("text", "args", "said"),
     [
         ("", {}, "is empty"),
@@ -296,6 +346,14 @@ def test_a_checked_task_comes_with_its_facts() -> None:
     assert "hidden/w float32[64,64]" in facts.leaves
     assert facts.test["rows"] == 360
     assert facts.step_s > 0
+    assert facts.columns == UNSET
+
+
+def test_check_task_shows_the_columns_in_the_order_that_counts(tmp_path: Path) -> None:
+    text = "b,a,kind\n" + "".join(f"{i},{i % 3},{i % 2}\n" for i in range(40))
+    facts = check_task(load_task("table", {"path": write(tmp_path, text)}), LearningConfig())
+    assert facts.columns == ["b", "a"]
+    assert re.search("2 columns [0-9a-f]{12}$", facts.task)
 
 
 def broken(**changes: Any) -> Classifier:
