@@ -247,7 +247,7 @@ class Daemon:
         if data is None:
             return False
         try:
-            self._learner.load(data)
+            whole = self._learner.load(data)
         except SnapshotError as error:
             # Going on would overwrite a model that somebody trained.
             raise UserError(
@@ -255,6 +255,10 @@ class Daemon:
                 f"the saved model does not fit ({error}). Give the task and its arguments with which it was made, or "
                 "choose another --home for another run.",
             ) from error
+        if not whole:
+            log.warning(
+                "optimiser_begins_anew", detail="the saved state is of another optimiser; weights are kept"
+            )
         return True
 
     async def _listen(self) -> Listener:

@@ -213,6 +213,7 @@ def _work(
             node=number,
             batches=lambda seed: task.batches("train", seed),
             seed=number,
+            optimiser=trainer.optimiser,
         )
 
     async def main() -> None:

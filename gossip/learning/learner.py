@@ -85,6 +85,7 @@ class Learner:
         batches: `seed -> endless iterator of training batches` (`task.batches("train", seed)`); opened at
             the first training job, and anew after `load`. None: this learner does not train.
         seed: Of the order of the training rows; the step at which they are opened is added.
+        optimiser: Whose state it is that training leaves behind (`Trainer.optimiser`).
 
     Raises:
         LocalError: the genesis is not that of the run.
@@ -100,6 +101,7 @@ class Learner:
         node: int = 0,
         batches: Callable[[int], Iterator[Batch]] | None = None,
         seed: int = 0,
+        optimiser: bytes = b"",
     ) -> None:
         values = sum(run.shard_sizes)
         if genesis.dtype != np.float32 or genesis.shape != (values,):
@@ -115,6 +117,7 @@ class Learner:
         self._readout: FloatArray = genesis.copy()
         self._decay = learning.readout_decay
         self._optimiser: OptimiserState | None = None
+        self._optimiser_id = optimiser
         self._node = node
         self._open_batches = batches
         self._batches: Iterator[Batch] | None = None
@@ -314,6 +317,7 @@ class Learner:
             begun=self._optimiser is not None,
             gates=[(gate.count, gate.usual) for gate in self._gates],
             arrays=[(array.dtype.newbyteorder("<").str, array.shape) for array in arrays],
+            optimiser=self._optimiser_id,
         )
         head = msgspec.msgpack.encode(header)
         parts = [_SNAPSHOT_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head]
@@ -323,10 +327,14 @@ class Learner:
             digest.update(part)
         return b"".join([*parts, digest.digest()])
 
-    def load(self, data: bytes) -> None:
+    def load(self, data: bytes) -> bool:
         """Take over what `dump` returned, perhaps in another process.
 
         Training batches are opened anew, in another order than the first time.
+
+        Returns:
+            False where the optimiser's state was left behind, because it is of another optimiser or of a version that
+            did not say of which; training begins with a fresh one. Weights are taken over all the same.
 
         Raises:
             SnapshotError: damaged or cut bytes, or another model or run; nothing was changed.
@@ -348,12 +356,14 @@ class Learner:
             raise SnapshotError(f"the snapshot has {len(header.gates)} shards, expected {len(self._gates)}")
         self._x[:] = arrays[0]
         self._readout[:] = arrays[1]
-        self._optimiser = tuple(arrays[2:]) if header.begun else None
+        ours = header.optimiser == self._optimiser_id
+        self._optimiser = tuple(arrays[2:]) if header.begun and ours else None
         self.steps = header.steps
         for gate, (count, usual) in zip(self._gates, header.gates, strict=True):
             gate.count, gate.usual = count, usual
         self._taken_in = [self._rounds] * len(self._gates)
         self._batches = None
+        return ours or len(arrays) == 2  # a state without arrays is no loss
 
 
 class _Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -365,6 +375,7 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
     arrays: list[
         tuple[str, tuple[int, ...]]
     ]  # dtype and shape: weights, read-out, leaves of the optimiser's state
+    optimiser: bytes = b""  # whose state it is; 0.1 did not say
 
 
 def _read_snapshot(data: bytes) -> tuple[_Header, list[npt.NDArray[Any]]]:

@@ -19,6 +19,7 @@ from gossip.config import ExchangeConfig, LearningConfig
 from gossip.errors import LocalError
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
+from gossip.learning.optimiser import StateLeaf, optimiser_id
 from gossip.learning.task import Leaf, Schema, Task, run_info
 
 Pytree: TypeAlias = Any
@@ -52,7 +53,7 @@ class Trainer:
         self._shared = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in self._leaves]
         if not any(self._shared):
             raise LocalError("the task's parameters have no float leaf: there is nothing to share")
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+        names = [_name(path) for path, _ in flat]
         self.schema = Schema(
             tuple(
                 Leaf(name, tuple(leaf.shape), str(leaf.dtype))
@@ -73,9 +74,15 @@ class Trainer:
             task.optimizer() if hasattr(task, "optimizer") else optax.sgd(_SGD_RATE)
         )
         state = jax.eval_shape(lambda: self._optimizer.init(self._floats(jnp.asarray(self.genesis))))
-        blank, self._state_tree = jax.tree_util.tree_flatten(state)
+        blank, self._state_tree = jax.tree_util.tree_flatten_with_path(state)
         # Where a learner has no optimiser state yet: zeros, which the compiled function replaces.
-        self.blank_state = tuple(np.zeros(leaf.shape, leaf.dtype) for leaf in blank)
+        self.blank_state = tuple(np.zeros(leaf.shape, leaf.dtype) for _, leaf in blank)
+        # For `Learner`: a saved state of another optimiser is not for this one.
+        self.optimiser = optimiser_id(
+            self._optimizer.update,
+            self._state_tree,
+            [StateLeaf(_name(path), tuple(leaf.shape), str(leaf.dtype)) for path, leaf in blank],
+        )
         self._train = jax.jit(jax.vmap(self.train_one))
         self._evaluate = jax.jit(jax.vmap(self.evaluate_one, in_axes=(0, None)))
 
@@ -268,6 +275,10 @@ def train_alone(task: Task, *, rounds: int, learning: LearningConfig, seed: int 
     for _ in range(rounds):
         learner.trained(trainer.run([learner.train_input(learning.local_steps)])[0])
     return trainer.evaluate([learner.readout()])[0]
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _stack(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

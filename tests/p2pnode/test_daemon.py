@@ -58,12 +58,13 @@ class Bowl:
     def __init__(self, target: float) -> None:
         self.schema = SCHEMA
         self._target = np.float32(target)
+        self.state: tuple[np.ndarray, ...] = ()  # of the optimiser, after each job
 
     def run(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]:
         return [
             TrainOutput(
                 change=(0.05 * (self._target - given.params)).astype(np.float32),
-                optimiser=(),
+                optimiser=self.state,
                 loss=float(np.mean((given.params - self._target) ** 2)),
                 steps=given.steps,
             )
@@ -101,7 +102,14 @@ class Machine:
         self.news: list[News] = []
         self.bowl = Bowl(float(number))
 
-    def daemon(self, *, join: tuple[str, ...] = (), config: Config = CONFIG, run: RunInfo = RUN) -> Daemon:
+    def daemon(
+        self,
+        *,
+        join: tuple[str, ...] = (),
+        config: Config = CONFIG,
+        run: RunInfo = RUN,
+        optimiser: bytes = b"",
+    ) -> Daemon:
         self.learner = Learner(
             run,
             GENESIS,
@@ -109,6 +117,7 @@ class Machine:
             learning=config.learning,
             node=self.number,
             batches=_batches,
+            optimiser=optimiser,
         )
         rng = random.Random(f"daemon {self.number}")
         return Daemon(
@@ -174,6 +183,31 @@ async def test_daemons_find_each_other_and_meet_in_the_mean(preset: str, autojum
         assert status["counters"]["frames"]["in"]["offer"] > 100
         assert status["bytes_in"] > status["counters"]["frame_bytes"]["in"]["offer"]
         assert {peer["id"] for peer in daemon.peers()} == {other.id.hex() for other in swarm} - {status["id"]}
+
+
+async def test_another_optimiser_on_the_same_home_is_one_line_in_the_log(autojump_clock: Clock) -> None:
+    (machine,) = machines(1)
+    machine.bowl.state = (np.ones(3, np.float32),)
+
+    async def live(optimiser: bytes) -> tuple[list[str], np.ndarray]:
+        """What was logged, and the weights at the start."""
+        with structlog.testing.capture_logs() as lines:
+            daemon = machine.daemon(optimiser=optimiser)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(daemon.run)
+                begun = machine.learner.weights().copy()
+                first = daemon.status()["round"]
+                await until(lambda: daemon.status()["round"] > first + 3)
+                daemon.stop()
+        return [line["event"] for line in lines], begun
+
+    await live(b"adam")
+    before = machine.learner.weights().copy()
+    logged, weights = await live(b"rmsprop")
+    np.testing.assert_array_equal(weights, before)
+    assert logged.count("optimiser_begins_anew") == 1
+    logged, _ = await live(b"rmsprop")
+    assert "optimiser_begins_anew" not in logged
 
 
 async def test_a_restart_goes_on_with_identity_numbers_and_model(autojump_clock: Clock) -> None:
