@@ -31,6 +31,7 @@ class Train(Struct, frozen=True):
 class Trained(Struct, frozen=True):
     steps: int
     loss: float  # mean over the steps
+    dropped: bool = False  # the change was not finite: the weights are as before
 
 
 class Offer(Struct, frozen=True):
@@ -218,6 +219,7 @@ class Learned(Struct, frozen=True):
     round: int
     steps: int
     loss: float
+    dropped: bool = False  # the change was not finite: the weights are as before
 
 
 class Refused(Struct, frozen=True):
@@ -255,7 +257,7 @@ class Looked(Struct, frozen=True):
 
 
 class StateChanged(Struct, frozen=True):
-    """starting, joining, training, exchanging, isolated, stopping."""
+    """starting, joining, training, diverged, exchanging, isolated, stopping."""
 
     state: str
 

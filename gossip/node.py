@@ -88,6 +88,8 @@ ENTER_S = 10.0
 FORGET_FAILURES = 2
 # A peer that says falsely that a number of ours was used makes us leave out numbers, but not more often than this.
 SKIP_S = 60.0
+# Training jobs in a row without a finite change that are called diverged: one may be a bad batch. A guess.
+DIVERGED = 3
 # The membership key changes so often (docs/security.md, T19); only matters above `pool_max` nodes.
 ROTATE_S = 600.0
 # Look around sooner right after the start: the first interval is a 16th of the steady one, then it doubles.
@@ -200,6 +202,7 @@ class Node:
         self._train_ticket = 0
         self._save_ticket = 0
         self._loss = nan
+        self._dropped = 0  # training jobs in a row whose change was not finite
         self._counters = Counters()
         learning = config.learning
         self._deadlines.set(("bootstrap",), now)
@@ -261,6 +264,7 @@ class Node:
             ages=list(self._exchanges.ages),
             round=self._round,
             loss=self._loss,
+            changes_dropped=self._counters.changes_dropped,
             exchanges=self._counters.exchanged,
             initiated=self._counters.initiated,
             refused=dict(self._counters.refused),
@@ -545,7 +549,9 @@ class Node:
             return "isolated"
         if not self._joined:
             return "joining"
-        return "training" if self._training else "exchanging"
+        if not self._training:
+            return "exchanging"
+        return "diverged" if self._dropped >= DIVERGED else "training"
 
     def _begin_round(self, now: float, out: list[Effect]) -> None:
         if self._state == "stopping":
@@ -667,10 +673,11 @@ class Node:
     def _trained(self, result: Trained, out: list[Effect]) -> None:
         self._round += 1
         self._loss = result.loss
+        self._dropped = self._dropped + 1 if result.dropped else 0
         for shard in range(len(self._exchanges.ages)):
             self._exchanges.ages[shard] += result.steps
-        out.append(Emit(Learned(self._round, result.steps, result.loss)))
-        if self._state == "training":
+        out.append(Emit(Learned(self._round, result.steps, result.loss, result.dropped)))
+        if self._state in ("training", "diverged"):
             self._change_state(self._working_state(), out)
 
     def _save(self, now: float, out: list[Effect]) -> None:

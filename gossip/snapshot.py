@@ -29,6 +29,7 @@ class Snapshot(Struct, frozen=True):
     ages: list[int]
     round: int
     loss: float  # of the last local training job; nan before the first
+    changes_dropped: int  # of local training, because they were not finite
     exchanges: int  # applied, in any role
     initiated: int  # of these, initiated here
     refused: dict[str, int]  # by us, per reason

@@ -215,7 +215,7 @@ def join(home_text: str | None, as_json: bool, addresses: tuple[str, ...]) -> No
 @_home_option
 @_json_option
 def status(home_text: str | None, as_json: bool) -> int:
-    """State, peers, round, loss. Exit status 1 when the node is isolated or stopping."""
+    """State, peers, round, loss. Exit status 1 when the node is isolated, diverged or stopping."""
     from p2pnode import control, tables
 
     answer = control.ask(_home(home_text), "status")

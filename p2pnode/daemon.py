@@ -374,7 +374,7 @@ class Daemon:
             "id": view.node.hex(),
             "version": __version__,
             "state": view.state,
-            "healthy": view.state not in ("isolated", "stopping"),
+            "healthy": view.state not in ("isolated", "diverged", "stopping"),
             "uptime_s": now - self._started_at,
             "address": self._address,
             "network": self._config.network,
@@ -386,6 +386,7 @@ class Daemon:
             "round": view.round,
             "steps": self._learner.steps,
             "loss": view.loss,
+            "changes_dropped": view.changes_dropped,
             "exchanges": view.exchanges,
             "initiated": view.initiated,
             "refused": view.refused,
@@ -510,7 +511,7 @@ def _log_news(news: News, refusals: TokenBucket, now: float) -> None:
                 norm=news.norm,
             )
         case Learned():
-            log.debug("learned", round=news.round, steps=news.steps, loss=news.loss)
+            log.debug("learned", round=news.round, steps=news.steps, loss=news.loss, dropped=news.dropped)
 
 
 def _reported(error: Exception) -> UserError:

@@ -22,6 +22,7 @@ def status_text(status: Mapping[str, Any]) -> str:
         ("peers", whole(status.get("peers"))),
         ("round", whole(status.get("round"))),
         ("loss", decimal(status.get("loss"))),
+        ("dropped", whole(status.get("changes_dropped"))),
         ("exchanges", whole(status.get("exchanges"))),
         ("refused", reasons(status.get("refused"))),
         ("by peers", reasons(status.get("refused_by_peers"))),

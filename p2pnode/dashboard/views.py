@@ -26,6 +26,7 @@ _STATE_STYLE = {
     "joining": "yellow",
     "starting": "yellow",
     "isolated": "red",
+    "diverged": "red",
     "stopping": "red",
 }
 # Wider, and the eye loses the row.
@@ -163,6 +164,8 @@ def _header(known: Known, size: Size) -> list[Text]:
         no_wrap=True,
         overflow="ellipsis",
     )
+    if dropped := status.get("changes_dropped"):
+        third.append(f" dropped {whole(dropped)} ", style="red")
     third.append(sparkline(known.losses, max(size.columns - len(third) - 1, 0)), style="cyan")
     return [first, second, third, Text("")]
 

@@ -35,6 +35,7 @@ class TaskFacts(Struct, frozen=True):
     compile_s: float  # until the first step is done
     step_s: float  # one optimiser step after that
     loss: float  # after the timed steps
+    dropped: int  # of all steps, those whose change was not finite
     test: dict[str, float]  # metrics of the test split, with "loss" and "rows"
     snapshot_bytes: int
     columns: list[str] | UnsetType = UNSET  # features of a table that names them, in the order that counts
@@ -81,16 +82,22 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
                 )
 
             ours = learner()
-            ours.trained(trainer.run([ours.train_input(1)])[0])
+            trained = ours.trained(trainer.run([ours.train_input(1)])[0])
+            dropped = int(trained.dropped)
             compiled = time.perf_counter()
-            trained = None
             for _ in range(_TIMED_STEPS):
                 trained = ours.trained(trainer.run([ours.train_input(1)])[0])
+                dropped += trained.dropped
             stepped = time.perf_counter()
-            assert trained is not None, "at least one step is timed"
             if not np.isfinite(trained.loss):
                 raise LocalError(
                     f"the loss is {trained.loss} after {ours.steps} steps; lower the learning rate?"
+                )
+            if dropped == ours.steps:
+                raise LocalError(
+                    f"the loss is {trained.loss:.4g}, but the change of the weights was not finite in any of"
+                    f" {ours.steps} steps: a gradient or the optimiser divides by zero or overflows, as Adam does in"
+                    " float16"
                 )
             if np.array_equal(ours.weights(), trainer.genesis):
                 raise LocalError(
@@ -114,6 +121,7 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
         compile_s=compiled - started,
         step_s=(stepped - compiled) / _TIMED_STEPS,
         loss=trained.loss,
+        dropped=dropped,
         test=test,
         snapshot_bytes=len(snapshot),
         columns=list(getattr(task, "columns", ())) or UNSET,

@@ -23,13 +23,14 @@ from simulation.experiments.curves import Point, Recorder, Watched
 from simulation.machines import Host
 from simulation.scenario import Scenario
 
-State: TypeAlias = Literal["down", "joining", "alone", "leaving", "hostile", "learning"]
+State: TypeAlias = Literal["down", "joining", "alone", "diverged", "leaving", "hostile", "learning"]
 
 # Sign and colour of a node that learns nothing at the moment. The signs tell them apart without colours.
 SIGNS: dict[str, tuple[str, str]] = {
     "down": ("·", "dim"),
     "joining": ("o", "yellow"),
     "alone": ("!", "bold red"),
+    "diverged": ("?", "bold red"),
     "leaving": ("x", "yellow"),
     "hostile": ("H", "bold magenta"),
     "untested": ("+", "cyan"),
@@ -42,10 +43,11 @@ _STATES: dict[str, State] = {
     "starting": "joining",
     "joining": "joining",
     "isolated": "alone",
+    "diverged": "diverged",
     "stopping": "leaving",
 }
 # Where several nodes share a sign, the first of these that one of them is in; then the least accurate.
-_WORST_FIRST = ("alone", "down", "leaving", "joining")
+_WORST_FIRST = ("alone", "diverged", "down", "leaving", "joining")
 # Nodes that are tested at a look.
 TESTED_AT_ONCE = 64
 # Of this machine's time, the share that looking may take.

@@ -73,6 +73,7 @@ class Peer:
         self.rng = random.Random(number)
         self.identity = Identity.from_seed(bytes([number]) * 32)
         self.news: list[News] = []
+        self.change = 0.0  # what a training job adds to each weight
         self.start(now)
 
     def start(self, now: float) -> None:
@@ -218,8 +219,8 @@ class Net:
     def _compute(self, peer: Peer, order: Compute) -> None:
         match order.job:
             case Train(steps) if steps > 0:
-                still = np.zeros(sum(peer.run.shard_sizes), np.float32)
-                output = TrainOutput(change=still, optimiser=(), loss=1.0, steps=steps)
+                change = np.full(sum(peer.run.shard_sizes), peer.change, np.float32)
+                output = TrainOutput(change=change, optimiser=(), loss=1.0, steps=steps)
                 self.post(0.001, peer.id, Done(order.ticket, peer.learner.trained(output)))
             case Save():
                 peer.snapshot = peer.learner.dump()

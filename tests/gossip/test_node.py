@@ -1,12 +1,14 @@
 """Nodes that find each other, join, exchange and survive: the core without any driver of production."""
 
 from dataclasses import replace
+from math import inf, nan
 
 import numpy as np
 
 from gossip import wire
 from gossip.config import Config
-from gossip.events import Connected, DialFailed, Exchanged, Join, Leave, Looked, StateChanged
+from gossip.events import Connected, DialFailed, Exchanged, Join, Learned, Leave, Looked, StateChanged
+from gossip.node import DIVERGED
 
 
 def slow_rounds(config: Config) -> Config:
@@ -269,6 +271,57 @@ def test_first_node_of_a_network_looks_around_once_somebody_comes(net):
     net.run(10.0)
 
     assert first.node.snapshot(net.now).lookups >= 2
+
+
+def test_node_that_trains_in_vain_says_diverged_until_a_change_is_finite_again(net):
+    a, b = net.add(), net.add()
+    net.run(15.0)
+    assert (a.node.state, b.node.state) == ("training", "training")
+
+    b.change = nan
+    net.run(5.0)
+
+    assert (a.node.state, b.node.state) == ("training", "diverged")
+    seen = b.node.snapshot(net.now)
+    assert seen.changes_dropped == sum(n.dropped for n in b.news if isinstance(n, Learned)) > 10
+    assert a.node.snapshot(net.now).changes_dropped == 0
+    assert np.isfinite(b.learner.weights()).all()
+    exchanges = seen.exchanges
+
+    b.change = 0.0
+    net.run(5.0)
+
+    assert b.node.state == "training"
+    assert b.node.snapshot(net.now).exchanges > exchanges
+    assert b.node.snapshot(net.now).changes_dropped == seen.changes_dropped
+    assert [n.state for n in b.news if isinstance(n, StateChanged)][-2:] == ["diverged", "training"]
+
+
+def test_one_bad_batch_is_counted_and_is_not_called_diverged(net):
+    net.add()
+    b = net.add()
+    net.run(15.0)
+    for _ in range(10):
+        b.change = inf
+        before = b.node.snapshot(net.now).round
+        while b.node.snapshot(net.now).round < before + DIVERGED - 1:
+            net.run(0.001)
+        b.change = 0.0
+        while b.node.snapshot(net.now).round < before + DIVERGED:
+            net.run(0.001)
+    assert b.node.snapshot(net.now).changes_dropped == 10 * (DIVERGED - 1)
+    assert StateChanged("diverged") not in b.news
+
+
+def test_node_that_has_trained_enough_does_not_say_diverged(net, quiet):
+    config = Config()
+    config = replace(config, learning=replace(config.learning, rounds_max=5))
+    net.add()
+    b = net.add(config=config)
+    b.change = nan
+    net.run(30.0)
+    assert b.node.state == "exchanging"
+    assert b.node.snapshot(net.now).changes_dropped == 5
 
 
 def test_node_whose_entrance_is_closed_says_isolated_and_learns_alone(net):

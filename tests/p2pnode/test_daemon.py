@@ -58,12 +58,13 @@ class Bowl:
     def __init__(self, target: float) -> None:
         self.schema = SCHEMA
         self._target = np.float32(target)
+        self.rate = 0.05
         self.state: tuple[np.ndarray, ...] = ()  # of the optimiser, after each job
 
     def run(self, inputs: Sequence[TrainInput]) -> list[TrainOutput]:
         return [
             TrainOutput(
-                change=(0.05 * (self._target - given.params)).astype(np.float32),
+                change=(self.rate * (self._target - given.params)).astype(np.float32),
                 optimiser=self.state,
                 loss=float(np.mean((given.params - self._target) ** 2)),
                 steps=given.steps,
@@ -183,6 +184,23 @@ async def test_daemons_find_each_other_and_meet_in_the_mean(preset: str, autojum
         assert status["counters"]["frames"]["in"]["offer"] > 100
         assert status["bytes_in"] > status["counters"]["frame_bytes"]["in"]["offer"]
         assert {peer["id"] for peer in daemon.peers()} == {other.id.hex() for other in swarm} - {status["id"]}
+
+
+async def test_a_node_that_trains_in_vain_is_not_healthy_and_says_how_often(autojump_clock: Clock) -> None:
+    first, second = machines(2)
+    second.bowl.rate = float("inf")
+    sound, lost = first.daemon(), second.daemon(join=(first.listen,))
+    async with living(sound, lost):
+        await until(lambda: lost.status()["changes_dropped"] > 10)
+        status = lost.status()
+        assert (status["state"], status["healthy"]) == ("diverged", False)
+        assert status["changes_dropped"] == status["round"]
+        assert math.isfinite(status["loss"])
+        assert (sound.status()["state"], sound.status()["healthy"]) == ("training", True)
+        assert sound.status()["changes_dropped"] == 0
+        # It takes part all the same: others' models do it good.
+        before = status["exchanges"]
+        await until(lambda: lost.status()["exchanges"] > before + 10)
 
 
 async def test_another_optimiser_on_the_same_home_is_one_line_in_the_log(autojump_clock: Clock) -> None:

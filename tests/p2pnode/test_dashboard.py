@@ -157,6 +157,13 @@ PICTURES: dict[str, tuple[Known, Ui, Size]] = {
         Ui(selected=30),
         Size(columns=80, rows=16),
     ),
+    "diverged": (
+        Known(
+            status={**STATUS, "state": "diverged", "changes_dropped": 37}, peers=[peer(1)], losses=LOSSES[:20]
+        ),
+        Ui(),
+        Size(columns=80, rows=12),
+    ),
     "gone": (
         Known(status=STATUS, trouble="no daemon runs in ~/.p2pnode."),
         Ui(),

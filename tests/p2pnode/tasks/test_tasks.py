@@ -381,3 +381,17 @@ def test_a_task_that_breaks_its_contract_is_told_where(name: str, change: Any, s
     assert caught.value.code is ExitCode.TASK
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factory", ["make", "make_nan"])
+def test_check_task_refuses_a_task_that_trains_in_vain_although_its_loss_is_finite(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    monkeypatch.syspath_prepend(str(shared / "inputs" / "models"))
+    task = load_task(f"fp16_adam:{factory}", {})
+    with pytest.raises(
+        UserError, match=r"the loss is [0-9.]+, but the change of the weights was not finite in any"
+    ):
+        check_task(task, LearningConfig())
+    for name in ("fp16_adam", "common"):
+        monkeypatch.delitem(sys.modules, name)

@@ -35,7 +35,7 @@ SIGHT = Sight(
     end_s=20.0,
     wall_s=2.0,
     watched_s=5.0,
-    states=["learning", "down", "joining", "alone", "leaving", "hostile", "learning", "learning"],
+    states=["learning", "down", "joining", "alone", "leaving", "hostile", "learning", "learning", "diverged"],
     accuracy={0: 0.99, 6: 0.05},
     points=[POINT],
     exchanges=5,
@@ -67,12 +67,12 @@ def sight(**changes: Any) -> Sight:
 
 def test_every_state_has_a_sign_of_its_own() -> None:
     lines = drawn(SIGHT).splitlines()
-    assert "█·o!xH▁+" in lines
+    assert "█·o!xH▁+?" in lines
     assert len({sign for sign, _ in SIGNS.values()} | set(LEVELS)) == len(SIGNS) + len(LEVELS)
 
 
 def test_the_figures_are_there() -> None:
-    text = drawn(SIGHT)
+    text = drawn(SIGHT, 130)
     for part in (
         "small, seed 7",
         "5.0 of 20 virtual s",
