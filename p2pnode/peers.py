@@ -310,14 +310,15 @@ class Peers:
         before = self._held.get(connection.peer)
         if before is not None:
             before.end("replaced by a newer connection")
-        held = _Held(connection, PeerUp(connection.peer, connection.key, address, inbound), before)
+        up = PeerUp(connection.peer, connection.key, address, inbound)
+        held = _Held(connection, up, after=before.gone if before is not None else None)
         self._held[connection.peer] = held
         return held
 
     async def _release(self, held: "_Held") -> None:
         """Forget a connection, but not before the one that it replaced has reported its end."""
-        if held.before is not None:
-            await held.before.gone.wait()
+        if held.after is not None:
+            await held.after.wait()
         if self._held.get(held.up.peer) is held:
             del self._held[held.up.peer]
         held.gone.set()
@@ -327,8 +328,8 @@ class Peers:
 
     async def _serve(self, held: "_Held") -> None:
         """Report, carry frames both ways, report the end."""
-        if held.before is not None:
-            await held.before.gone.wait()
+        if held.after is not None:
+            await held.after.wait()
         await self._post(held.up)
         held.posted = True
         self._changed.unpark_all()
@@ -397,10 +398,12 @@ class Peers:
 class _Held:
     """The one connection with one peer."""
 
-    def __init__(self, connection: SecureConnection, up: PeerUp, before: "_Held | None") -> None:
+    def __init__(self, connection: SecureConnection, up: PeerUp, *, after: trio.Event | None) -> None:
         self.connection = connection
         self.up = up
-        self.before = before  # the connection it replaces
+        # `gone` of the connection that it replaces. Not that connection itself: each would keep the one before it in
+        # memory, back to the first.
+        self.after = after
         self.state = State.PENDING
         self.posted = False  # `up` is in the inbox
         self.outbox = Outbox()

@@ -1,5 +1,6 @@
 """One connection for each peer, whatever happens: whole `Peers` over memory, in virtual time."""
 
+import gc
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -194,6 +195,21 @@ async def test_a_peer_that_comes_back_from_the_dead_replaces_its_old_connection(
         after.peers.send(survivor.id, b"I am back")
         await trio.sleep(1)
         assert survivor.frames() == [b"I am back"]
+
+
+async def test_a_peer_that_reconnects_again_and_again_costs_no_memory(autojump_clock: Clock) -> None:
+    """Each connection replaces the one before; what was replaced is free, and does not hang on its successor."""
+    network = MemoryNetwork()
+    survivor = Side(network, LARGE, "10.0.0.2")
+    processes = [Side(network, SMALL, f"10.0.1.{number}") for number in range(30)]  # of one peer
+    async with running(survivor, *processes):
+        for process in processes:
+            process.peers.dial(Dial(survivor.address, survivor.id))
+            await trio.sleep(1)
+        assert [type(event) for event in survivor.events] == [PeerUp, *[PeerDown, PeerUp] * 29]
+        gc.collect()
+        held = [one for one in gc.get_objects() if type(one).__name__ == "_Held"]
+        assert len(held) == 2, "the survivor's end and the last process's"
 
 
 async def test_dials_to_nobody_to_a_stranger_and_to_ourselves_are_answered(autojump_clock: Clock) -> None:
