@@ -21,8 +21,6 @@ and was rejected: it cannot tell two dials in one moment from a redial after a c
 connection's beginning and end at different times.
 """
 
-import heapq
-import itertools
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -353,34 +351,13 @@ class Peers:
 
     async def _write(self, held: "_Held") -> None:
         try:
-            link = held.connection.link
-            late = _Late()
-            while True:
-                frame: bytes | None = b""
-                with trio.move_on_at(late.next) as scope:
-                    frame = await held.outbox.get()
-                if frame is None:
-                    break
-                if not scope.cancelled_caught:
-                    delays = link.fates(len(frame))
-                    if delays is None:
-                        await self._put_on_link(held, frame)
-                        continue
-                    late.add(frame, [trio.current_time() + delay for delay in delays])
-                for due in late.take(trio.current_time()):
-                    await self._put_on_link(held, due)
-            while late.next < math.inf:
-                await trio.sleep_until(late.next)
-                for due in late.take(trio.current_time()):
-                    await self._put_on_link(held, due)
+            while (frame := await held.outbox.get()) is not None:
+                self._counters.frame("out", frame)
+                await held.connection.send(frame)
             # The reader goes on: the peer closes when it has read all, or `flush` gives up.
             await held.connection.finish()
         except LinkError as failure:
             self._lost(held, failure)
-
-    async def _put_on_link(self, held: "_Held", frame: bytes) -> None:
-        self._counters.frame("out", frame)
-        await held.connection.send(frame)
 
     def _lost(self, held: "_Held", failure: LinkError) -> None:
         if held.end(str(failure)):
@@ -476,25 +453,3 @@ class Outbox:
     def finish(self) -> None:
         self._finished = True
         self._changed.unpark_all()
-
-
-class _Late:
-    """Frames that a simulated network delays, by their time of arrival. Always empty on a real one."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, bytes]] = []
-        self._number = itertools.count()
-
-    @property
-    def next(self) -> float:
-        return self._heap[0][0] if self._heap else math.inf
-
-    def add(self, frame: bytes, arrivals: list[float]) -> None:
-        for arrival in arrivals:
-            heapq.heappush(self._heap, (arrival, next(self._number), frame))
-
-    def take(self, now: float) -> list[bytes]:
-        due = []
-        while self._heap and self._heap[0][0] <= now:
-            due.append(heapq.heappop(self._heap)[2])
-        return due

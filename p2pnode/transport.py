@@ -1,12 +1,11 @@
 """What the daemon needs of a network: listen, dial, and links that carry bytes both ways.
 
-Two implementations, one contract (`tests/contracts/test_transport.py`): sockets (`p2pnode.tcp`) and memory
-(`simulation.memory`), so that framing, backpressure, cancellation and shutdown of the real daemon can be tested
-without a network. Links are plain `trio` streams that know their other end; encryption lies above them.
+Two implementations, one contract (`tests/contracts/test_transport.py`): sockets (`p2pnode.tcp`), and the simulator's
+in memory, so that framing, backpressure, cancellation and shutdown of the real daemon can be tested without a network.
+Links are plain `trio` streams that know their other end; encryption lies above them.
 """
 
 import abc
-from collections.abc import Sequence
 from typing import Protocol
 
 import trio
@@ -19,15 +18,6 @@ class Link(trio.abc.HalfCloseableStream):
     @abc.abstractmethod
     def remote(self) -> str:
         """Address of the other end as we see it: host:port."""
-
-    def fates(self, size_bytes: int) -> Sequence[float] | None:
-        """What the network does to a frame of this size: the delays in seconds of the copies that arrive.
-
-        None means that nature decides, which is the truth of every real link. A simulated link answers from the
-        same `LinkModel` as the simulator's world; it is asked above the encryption, because a lost frame
-        must cost a frame and not the whole channel.
-        """
-        return None
 
 
 class Listener(Protocol):

@@ -1,14 +1,15 @@
-"""A network in memory for real daemons: bounded pipes, and the fates of frames from a `LinkModel`.
+"""A network in memory for real daemons: bounded pipes, as late as a `LinkModel` makes them.
 
 Under `trio.testing.MockClock` a handful of whole daemons run in virtual time, so that what the heap world cannot show
-(framing, backpressure, cancellation, shutdown) is tested without sockets. Bytes of the handshake arrive at once;
-what a dial costs is asked from the link model once, and every frame is, above the encryption (`Link.fates`).
+(framing, backpressure, cancellation, shutdown) is tested without sockets. A daemon cannot tell this transport from
+TCP, so a lossy network does here what it does there: what is lost is repeated and comes later, and so does all that
+was written behind it. What arrives is whole and in order.
 """
 
 import errno
 import math
 import operator
-from collections.abc import Sequence
+from collections import deque
 
 import trio
 
@@ -16,9 +17,13 @@ from p2pnode.address import format_address, parse_address
 from p2pnode.transport import Link
 from simulation.network import LinkModel
 
-# Room in one direction: what a socket of Linux holds by default, in order of magnitude. Small enough that tests with
-# shards feel the backpressure.
+# Room in one direction, with what is on its way: what a socket of Linux holds by default, in order of magnitude. Small
+# enough that tests with shards feel the backpressure.
 PIPE_BYTES = 65_536
+# What was lost is sent again after so long, then after twice that, and so on: Linux's smallest retransmission timeout.
+REPEAT_S = 0.2
+# ... and so often, 200 s in all, before nothing more arrives. Linux goes on for 15 minutes; nobody here waits for that.
+REPEATS_MAX = 10
 # Dials that wait to be accepted; the backlog of a socket.
 BACKLOG = 128
 # First port given to whoever does not care. From the range that IANA reserves for that.
@@ -29,7 +34,7 @@ class MemoryNetwork:
     """All hosts of one simulated network.
 
     Args:
-        link: Decides over dials and frames between hosts, whom it knows by name; None: an ideal network.
+        link: Says how long dials and bytes take between hosts, which it knows by name; None: no time.
     """
 
     def __init__(self, link: LinkModel | None = None) -> None:
@@ -81,10 +86,10 @@ class MemoryTransport:
         model = self._network.link
         took = 0.0 if model is None else model.handshake(self._host, host, trio.current_time())
         await trio.sleep(math.inf if took is None else took)
-        there, back = _Pipe(), _Pipe()
+        there, back = _Pipe(_Way(model, self._host, host)), _Pipe(_Way(model, host, self._host))
         own = format_address(self._host, self._network.free_port(self._host))
-        near = MemoryLink(receive=back, send=there, ends=(self._host, host), remote=address, model=model)
-        far = MemoryLink(receive=there, send=back, ends=(host, self._host), remote=own, model=model)
+        near = MemoryLink(receive=back, send=there, remote=address)
+        far = MemoryLink(receive=there, send=back, remote=own)
         self._network.listener(address).knock(far)
         return near
 
@@ -123,25 +128,16 @@ class MemoryListener:
 
 
 class MemoryLink(Link):
-    """One end of a connection: a pipe each way, and the link model that decides what becomes of frames."""
+    """One end of a connection: a pipe each way."""
 
-    def __init__(
-        self, *, receive: "_Pipe", send: "_Pipe", ends: tuple[str, str], remote: str, model: LinkModel | None
-    ) -> None:
+    def __init__(self, *, receive: "_Pipe", send: "_Pipe", remote: str) -> None:
         self._receive = receive
         self._send = send
-        self._ends = ends  # (here, there)
         self._remote = remote
-        self._model = model
 
     @property
     def remote(self) -> str:
         return self._remote
-
-    def fates(self, size_bytes: int) -> Sequence[float] | None:
-        if self._model is None:
-            return None
-        return self._model.fates(*self._ends, size_bytes, trio.current_time())
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._send.put(data)
@@ -156,20 +152,55 @@ class MemoryLink(Link):
         await self._send.finish()
 
     async def aclose(self) -> None:
-        self._send.close_writer()
-        self._receive.close_reader()
+        # One segment says both: that nothing more comes, and that nothing more is read.
+        self._receive.close_reader(told_at=self._send.close_writer())
         await trio.lowlevel.checkpoint()
 
 
-class _Pipe:
-    """One direction: at most PIPE_BYTES between a writer and a reader, each of them one task at a time."""
+class _Way:
+    """What TCP makes of one direction of a link that delays and loses: late, but whole and in order."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    def __init__(self, model: LinkModel | None, source: str, target: str) -> None:
+        self._model = model
+        self._source = source
+        self._target = target
+        self._last = -math.inf  # when the last one arrives
+
+    def arrival(self, size_bytes: int) -> float:
+        """When what is sent now arrives; inf: never, nor does what follows."""
+        date = trio.current_time()
+        if self._model is not None:
+            copies = self._model.fates(self._source, self._target, size_bytes, date)
+            for repeat in range(REPEATS_MAX):
+                if copies:
+                    break
+                date += REPEAT_S * 2**repeat
+                copies = self._model.fates(self._source, self._target, size_bytes, date)
+            date = date + min(copies) if copies else math.inf
+        self._last = max(self._last, date)
+        return self._last
+
+
+class _Pipe:
+    """One direction: at most PIPE_BYTES between a writer and a reader, each of them one task at a time.
+
+    Args:
+        way: Says when what is put in arrives.
+    """
+
+    def __init__(self, way: _Way) -> None:
+        self._way = way
+        self._travelling: deque[tuple[float, bytes]] = (
+            deque()
+        )  # (arrival, what), in both orders; b"": the end
+        self._arrived = bytearray()
+        self._size = 0  # bytes, arrived or not
         self._changed = trio.lowlevel.ParkingLot()
-        self._finished = False  # no more bytes will come
+        self._ended = False  # the end has arrived: no more bytes will come
+        self._finished = False  # ... or is on its way
         self._writer_closed = False
         self._reader_closed = False
+        self._reader_told_at = math.inf  # when the writer learns of that
         self._writing = False
         self._reading = False
 
@@ -182,14 +213,16 @@ class _Pipe:
             sent = 0
             while True:
                 self._check_pipe()
-                room = PIPE_BYTES - len(self._buffer)
+                room = PIPE_BYTES - self._size
                 if room > 0 and sent < len(view):
-                    self._buffer += view[sent : sent + room]
-                    sent += min(room, len(view) - sent)
+                    piece = bytes(view[sent : sent + room])
+                    self._travelling.append((self._way.arrival(len(piece)), piece))
+                    self._size += len(piece)
+                    sent += len(piece)
                     self._changed.unpark_all()
                 if sent == len(view):
                     return
-                await self._changed.park()
+                await self._change(self._reader_told_at)
         finally:
             self._writing = False
 
@@ -198,8 +231,8 @@ class _Pipe:
         self._writing = True
         try:
             await trio.lowlevel.checkpoint()
-            while len(self._buffer) >= PIPE_BYTES and not self._reader_closed and not self._writer_closed:
-                await self._changed.park()
+            while self._size >= PIPE_BYTES and not self._reader_gone() and not self._writer_closed:
+                await self._change(self._reader_told_at)
             if self._writer_closed:
                 raise trio.ClosedResourceError("this end was closed")
         finally:
@@ -210,8 +243,7 @@ class _Pipe:
             raise trio.BusyResourceError("another task is sending")
         if self._writer_closed:
             raise trio.ClosedResourceError("this end was closed")
-        self._finished = True
-        self._changed.unpark_all()
+        self._finish()
         await trio.lowlevel.checkpoint()
 
     async def take(self, size_max: int | None) -> bytes:
@@ -224,24 +256,52 @@ class _Pipe:
         self._reading = True
         try:
             await trio.lowlevel.checkpoint()
-            while not self._buffer and not self._finished and not self._reader_closed:
-                await self._changed.park()
+            self._arrive()
+            while not self._arrived and not self._ended and not self._reader_closed:
+                await self._change(self._travelling[0][0] if self._travelling else math.inf)
+                self._arrive()
             if self._reader_closed:
                 raise trio.ClosedResourceError("this end was closed")
-            data = bytes(self._buffer[:size_max])
-            del self._buffer[: len(data)]
+            data = bytes(self._arrived[:size_max])
+            del self._arrived[: len(data)]
+            self._size -= len(data)
             self._changed.unpark_all()
             return data
         finally:
             self._reading = False
 
-    def close_writer(self) -> None:
-        self._writer_closed = self._finished = True
+    def close_writer(self) -> float:
+        """When the reader learns of it."""
+        self._writer_closed = True
+        self._finish()
+        self._changed.unpark_all()
+        return self._way.arrival(0)
+
+    def close_reader(self, *, told_at: float) -> None:
+        """`told_at`: when the writer learns of it."""
+        self._reader_closed = True
+        self._reader_told_at = min(self._reader_told_at, told_at)
         self._changed.unpark_all()
 
-    def close_reader(self) -> None:
-        self._reader_closed = True
-        self._changed.unpark_all()
+    def _finish(self) -> None:
+        if not self._finished:
+            self._finished = True
+            self._travelling.append((self._way.arrival(0), b""))
+            self._changed.unpark_all()
+
+    def _arrive(self) -> None:
+        now = trio.current_time()
+        while self._travelling and self._travelling[0][0] <= now:
+            _, piece = self._travelling.popleft()
+            self._arrived += piece
+            self._ended |= not piece
+
+    async def _change(self, until: float) -> None:
+        with trio.move_on_at(until):
+            await self._changed.park()
+
+    def _reader_gone(self) -> bool:
+        return self._reader_told_at <= trio.current_time()
 
     def _check_writer(self) -> None:
         if self._writing:
@@ -252,5 +312,5 @@ class _Pipe:
     def _check_pipe(self) -> None:
         if self._writer_closed:
             raise trio.ClosedResourceError("this end was closed")
-        if self._reader_closed:
+        if self._reader_gone():
             raise trio.BrokenResourceError("the other end was closed")

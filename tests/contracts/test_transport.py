@@ -1,5 +1,6 @@
 """The contract of Transport, for sockets and for memory alike."""
 
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,6 +11,7 @@ from p2pnode.address import AddressError
 from p2pnode.tcp import TcpTransport
 from p2pnode.transport import Link, Transport
 from simulation.memory import MemoryNetwork
+from simulation.network import LinkModel, LinkSettings
 
 Pair = tuple[Link, Link]
 
@@ -35,11 +37,24 @@ class Place:
         return dialled[0], accepted
 
 
-@pytest.fixture(params=["tcp", "memory"])
+@pytest.fixture(params=["tcp", "memory", "memory, late and lossy"])
 def place(request: pytest.FixtureRequest) -> Place:
     if request.param == "tcp":
         return Place(TcpTransport(), "127.0.0.1:0")
-    return Place(MemoryNetwork().host("10.0.0.1"), "10.0.0.1:0")
+    link = None
+    if request.param != "memory":
+        link = LinkModel(
+            LinkSettings(
+                delay_s_mean=0.002,
+                delay_s_min=0.001,
+                loss=0.005,
+                duplication=0.05,
+                reorder=0.01,
+                reorder_s_max=0.01,
+            ),
+            random.Random(1),
+        )
+    return Place(MemoryNetwork(link).host("10.0.0.1"), "10.0.0.1:0")
 
 
 async def _clogged(make: Callable[[], Awaitable[Pair]]) -> Pair:

@@ -2,6 +2,7 @@
 
 import gc
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeAlias
@@ -18,7 +19,7 @@ from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
 from p2pnode.door import Door, Limits
 from p2pnode.metrics import Counters, Failure, Turned
 from p2pnode.peers import FLUSH_S, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, SETTLED_S, Outbox, Peers
-from simulation.memory import MemoryNetwork
+from simulation.memory import REPEAT_S, MemoryNetwork
 from simulation.network import LinkModel, LinkSettings
 
 Clock: TypeAlias = trio.testing.MockClock
@@ -334,27 +335,28 @@ async def test_silent_strangers_cannot_take_all_places(autojump_clock: Clock) ->
         assert small.peers.facts() == {"connected": 1, "inbound": 1, "unproven": 0, "dialling": 0}
 
 
-async def test_the_network_decides_over_frames(autojump_clock: Clock) -> None:
-    """Loss and duplication strike frames, not the channel."""
+async def test_a_network_that_loses_makes_frames_late_and_loses_none(autojump_clock: Clock) -> None:
+    """As over TCP: what is lost is repeated, and what follows waits for it."""
     link = LinkModel(
         LinkSettings(delay_s_mean=0.05, delay_s_min=0.05, loss=0.3, duplication=0.3), random.Random(3)
     )
-    network = MemoryNetwork(link)
-    small, large = Side(network, SMALL, "10.0.0.1"), Side(network, LARGE, "10.0.0.2")
-    async with running(small, large):
-        while not small.up():
-            small.peers.dial(Dial(large.address, None))
-            await trio.sleep(10)
+    async with connected(link) as (small, large):
+        await trio.sleep(30)
+        assert (small.up(), large.up()) == ([large.id], [small.id])
+        arrivals = [(0.0, 0)]  # (date, how many are there)
+        began = trio.current_time()
         frames = [b"%d" % number for number in range(200)]
         for frame in frames:
             small.peers.send(large.id, frame)
             await trio.sleep(0.01)
-        await trio.sleep(5)
-        received = large.frames()
-        counts = [received.count(frame) for frame in frames]
-        assert 30 < counts.count(0) < 90
-        assert 20 < counts.count(2) < 70
-        assert large.up() == [small.id]
+            arrivals.append((trio.current_time() - began, len(large.frames())))
+        await trio.sleep(30)
+        assert large.frames() == frames
+        assert max(number for date, number in arrivals if date < 0.049) == 0, (
+            "nothing is sooner than the link"
+        )
+        longest = max(Counter(number for _, number in arrivals).values())
+        assert longest * 0.01 > 0.9 * REPEAT_S, "what follows a lost piece waits for its repetition"
 
 
 async def test_stopping_says_goodbye_to_all_and_takes_nobody_new(autojump_clock: Clock) -> None:
