@@ -6,6 +6,7 @@ the syntax trees, so that an import inside a function counts as well.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,13 @@ IMPURE = {
     ),
     *("tempfile", "threading", "time", "urllib", "uuid", "_thread"),
 }
+
+# `simulation.memory`, `simulation/memory.py`: a module of the simulator, by its name or by its file.
+SIMULATION_NAMED = re.compile(
+    r"\bsimulation[./](?:{})\b".format(
+        "|".join(sorted(path.stem for path in (ROOT / "simulation").iterdir() if path.stem[0] != "_"))
+    )
+)
 
 JAX = {"jax", "jaxlib", "optax"}
 # Importing JAX costs seconds and 220 MB: only what trains may do it, and the files are named here.
@@ -124,6 +132,14 @@ def imports_to_the_left(path: Path, tree: ast.AST) -> Iterator[str]:
             yield f"{line}: imports {name}, to the left of its package; move the thing down, or pass it in"
 
 
+def simulator_named(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Modules of the simulator that are named below it: in a string, where no import tells, or in a docstring."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for name in SIMULATION_NAMED.findall(node.value):
+                yield f"{node.lineno}: names {name}; let the simulator pass in what it is named for"
+
+
 def foreign_imports(path: Path, tree: ast.AST) -> Iterator[str]:
     """What a pure package must not import: the world, global randomness, other libraries than its own."""
     file = path.relative_to(ROOT)
@@ -180,6 +196,10 @@ def findings(packages: list[str], rule: Rule) -> list[str]:
 
 def test_every_package_imports_to_the_right_only() -> None:
     assert findings(LINE, imports_to_the_left) == []
+
+
+def test_nothing_below_the_simulator_names_its_modules() -> None:
+    assert findings(LINE[:-1], simulator_named) == []
 
 
 def test_the_parts_of_the_simulator_stand_side_by_side() -> None:
@@ -248,6 +268,8 @@ BREACHES = {
     "crypto/x.py": ("from gossip import wire", imports_to_the_left),
     "gossip/dht/x.py": ("from ...p2pnode import cli", imports_to_the_left),
     "gossip/a.py": ("import trio", foreign_imports),
+    "gossip/s.py": ("def f():\n    return 'simulation.memory.MemoryLink'", simulator_named),
+    "p2pnode/s.py": ('"""As in `simulation/fleet`."""', simulator_named),
     "gossip/b.py": ("def f():\n    from os import urandom", foreign_imports),
     "gossip/c.py": ("import random\nrandom.choice([])", impure_calls),
     "gossip/d.py": ("from random import choice", foreign_imports),
@@ -273,4 +295,6 @@ def test_the_rules_let_the_allowed_pass() -> None:
     tree = ast.parse(source)
     path = ROOT / "gossip" / "dht" / "x.py"
     assert [*imports_to_the_left(path, tree), *foreign_imports(path, tree), *impure_calls(path, tree)] == []
+    packages = ast.parse('"""docs/simulation.md"""\nPACKAGES = ("gossip", "simulation")')
+    assert list(simulator_named(path, packages)) == []
     assert list(iterated_sets(ast.parse("for x in {1, 2}: pass"))) != []

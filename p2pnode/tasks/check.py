@@ -59,7 +59,7 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
     started = time.perf_counter()
     words = f"the task {task_name(task)} breaks its contract"
     try:
-        with TaskFaults(spec, key=words, first_uses=False):
+        with TaskFaults(spec, key=words, first_uses=()):
             trainer = Trainer(task, seed=learning.genesis_seed)
             again = Trainer(task, seed=learning.genesis_seed)
             if not np.array_equal(trainer.genesis, again.genesis):

@@ -16,12 +16,10 @@ from p2pnode.tasks import own_module
 
 OUR_PACKAGES = ("crypto", "gossip", "p2pnode", "simulation")
 # Where what a task returned is used for the first time: what is wrong with it is seen there.
-_FIRST_USES = (
+FIRST_USES = (
     "gossip.learning.task.",
     "gossip.learning.trainer.",
     "gossip.learning.learner.Learner.train_input",
-    "simulation.fleet.data.",
-    "simulation.fleet.room._",
 )
 _LIBRARIES = ("site-packages", "dist-packages")
 
@@ -36,11 +34,13 @@ class TaskFaults:
     Args:
         spec: The task, as `p2pnode.tasks.load_task` takes it.
         key: What the sentence begins with.
-        first_uses: Whether what goes wrong where we first use what the task returned is its fault, too; False where the
-            caller has words of its own for that.
+        first_uses: How the names of our functions begin that use first what the task returned: what goes wrong there is
+            its fault, too. Empty where the caller has words of its own for that.
     """
 
-    def __init__(self, spec: str, *, key: str = "task.name", first_uses: bool = True) -> None:
+    def __init__(
+        self, spec: str, *, key: str = "task.name", first_uses: tuple[str, ...] = FIRST_USES
+    ) -> None:
         self._spec = spec
         self._key = key
         self._first_uses = first_uses
@@ -72,7 +72,7 @@ def place(spec: str, error: BaseException) -> str:
     return _walked(spec, error)[0] if own_module(spec) else ""
 
 
-def _sentence(spec: str, error: Exception, *, first_uses: bool) -> str:
+def _sentence(spec: str, error: Exception, *, first_uses: tuple[str, ...]) -> str:
     """Empty where it is no fault of the task; one of ours is our own fault."""
     if not own_module(spec):
         return ""
@@ -80,7 +80,7 @@ def _sentence(spec: str, error: Exception, *, first_uses: bool) -> str:
     where, last = _walked(spec, error)
     if where:
         return f"{where}: {what}"
-    if first_uses and last.startswith(_FIRST_USES):
+    if last.startswith(first_uses):
         return f"{printable(spec)} breaks its contract, which `p2pnode check-task` tries alone: {what}"
     return ""
 

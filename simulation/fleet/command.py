@@ -140,13 +140,17 @@ def fleet(
 
     from gossip.errors import LocalError
     from p2pnode.errors import UserError
-    from p2pnode.tasks.faults import TaskFaults
+    from p2pnode.tasks.faults import FIRST_USES, TaskFaults
 
+    # The fleet's own places where what a task returned is used for the first time.
+    faults = TaskFaults(
+        settings.task, first_uses=(*FIRST_USES, "simulation.fleet.data.", "simulation.fleet.room._")
+    )
     told = process == 0
     try:
         check(settings)
         click.echo(f"seed {settings.seed}; repeat with: {shlex.join(words)}", err=True)
-        with _quiet(coordinator is not None), TaskFaults(settings.task):
+        with _quiet(coordinator is not None), faults:
             meshed = _devices(devices, coordinator, processes, process)
 
             from simulation.fleet.simulate import simulate
