@@ -46,7 +46,7 @@ class Failure(StrEnum):
     STALLED = "stalled"  # stopped in the middle of a frame, or does not read what we send
     CRYPTO = "crypto"  # bytes that are not this protocol, or do not prove what they claim
     CLOSED = "closed"  # the other end closed
-    TWIN = "twin"  # there is another connection with this peer
+    DUPLICATE = "duplicate"  # there is another connection with this peer
     STRANGER = "stranger"  # not the peer that we dialled
 
 

@@ -5,20 +5,7 @@ The core orders (`send`, `dial`, `drop`: none of them waits), connections report
 TCP makes their peers wait: that is the whole of the backpressure inwards. Outwards each connection has a bounded
 queue that loses its oldest frame when it is full.
 
-**One connection for each peer.** Two nodes often dial each other in the same moment, and a peer that lost power dials
-again while we still hold its dead connection. So the node with the *smaller id decides* and the other follows:
-
-- After the handshake the decider sends CHOSEN as the first frame of a connection it takes, or TWIN and closes. The
-  follower uses a connection only after CHOSEN, and then ends the one it had before.
-- The decider keeps what it has, unless it is older than SETTLED_S and the *peer* dialled the new one: then the peer
-  has lost the old one and does not know it, or would not have dialled.
-
-Why both end with the same one: the decider holds at most one (deciding and taking is one step without a wait), so only
-the order in which the follower sees two CHOSEN matters. The decider takes c2 after c1 only when it chose c1 more than
-SETTLED_S ago. The follower waits for its word on c1 for less than that, so by then it has taken c1 or given it up: it
-cannot take c1 after c2. A rule that both ends apply on their own ("keep the one dialled by the smaller id") is simpler
-and was rejected: it cannot tell two dials in one moment from a redial after a crash, because the two ends learn of a
-connection's beginning and end at different times.
+Which of several connections with one peer is the one, `gossip.net.simultaneous_open` decides.
 """
 
 import math
@@ -33,19 +20,16 @@ from crypto.identity import Identity
 from crypto.noise import KeyPair
 from gossip.dht.ids import NodeId, node_id
 from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
+from gossip.net.simultaneous_open import DIAL_S, HANDSHAKE_S, Role, SimultaneousOpen, Word
 from gossip.wire import FRAME_BYTES_MAX
 from p2pnode.address import AddressError
 from p2pnode.door import Door, Limits
 from p2pnode.metrics import Counters, Failure, Turned, increase
-from p2pnode.secure import HANDSHAKE_S, LinkError, SecureConnection, open_secure
+from p2pnode.secure import LinkError, SecureConnection, open_secure
 from p2pnode.transport import Link, Listener, Transport
 
-# Name resolution and TCP connect; two tries of SYN (1 s, 2 s) and some slowness of name servers.
-DIAL_S = 10.0
 # Dials under way at the same time. Three lookups of three, and the exchanges; more would be a bug or an attack.
 DIALS_MAX = 64
-# See above. The follower waits at most 2 * HANDSHAKE_S for a word on a connection.
-SETTLED_S = 3 * HANDSHAKE_S
 # What was sent before `drop` has so long to leave. gossip/events.py, Drop.
 FLUSH_S = 1.0
 # One line in the log about connections turned away, at most every so often.
@@ -53,9 +37,6 @@ TURNED_LOG_S = 10.0
 # Queue of one connection. Both bounds hold; the second is two frames of the largest kind.
 OUTBOX_FRAMES_MAX = 64
 OUTBOX_BYTES_MAX = 2 * FRAME_BYTES_MAX
-
-CHOSEN = b"\x01chosen"
-TWIN = b"\x00twin"
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +82,7 @@ class Peers:
         self._entropy = entropy
         self._counters = counters
         self._door = Door(limits or Limits())
-        self._held: dict[NodeId, _Held] = {}
+        self._open: SimultaneousOpen[_Held] = SimultaneousOpen(self._id)
         # Address being dialled -> the orders that wait for the outcome.
         self._dialling: dict[str, list[Dial]] = {}
         self._nursery: trio.Nursery | None = None
@@ -142,13 +123,13 @@ class Peers:
 
     def told(self, up: PeerUp) -> None:
         """The core is about to handle this event: frames it sends from now on are meant for this connection."""
-        held = self._held.get(up.peer)
+        held = self._open.get(up.peer)
         if held is not None and held.up is up and held.state is State.PENDING:
             held.state = State.ACTIVE
 
     def send(self, peer: NodeId, frame: bytes) -> None:
         """Queue a frame. Lost where there is no connection; where the queue is full, its oldest frames are."""
-        held = self._held.get(peer)
+        held = self._open.get(peer)
         if held is None or held.state is not State.ACTIVE:
             self._counters.frames_dropped += 1
         else:
@@ -169,9 +150,9 @@ class Peers:
 
     def drop(self, peer: NodeId, reason: str) -> None:
         """Close a connection after what is queued has left, at most FLUSH_S from now."""
-        held = self._held.get(peer)
+        held = self._open.get(peer)
         if held is not None and held.state is State.ACTIVE:
-            held.flush(reason)
+            self._flush(held, reason)
 
     async def stop(self) -> None:
         """Take no new connections, flush and close all. Returns when they are closed, after FLUSH_S at most.
@@ -179,16 +160,16 @@ class Peers:
         The inbox must still be read.
         """
         self._stopping = True
-        for held in list(self._held.values()):
-            held.flush("we are stopping")
+        for _, held in list(self._open):
+            self._flush(held, "we are stopping")
         with trio.move_on_after(FLUSH_S + 0.5):
-            while self._held:
+            while len(self._open):
                 await self._changed.park()
 
     def facts(self) -> dict[str, int]:
         """For `status`."""
         return {
-            "connected": len(self._held),
+            "connected": len(self._open),
             "inbound": self._door.inside,
             "unproven": self._door.unproven,
             "dialling": len(self._dialling),
@@ -207,7 +188,7 @@ class Peers:
                 increase(self._counters.connections, "accepted")
                 await self._serve(held)
         except LinkError as failure:
-            if failure.failure is not Failure.TWIN:
+            if failure.failure is not Failure.DUPLICATE:
                 log.info("handshake_failed", address=link.remote, reason=failure.failure, detail=str(failure))
             increase(self._counters.handshakes_failed, failure.failure)
         finally:
@@ -228,7 +209,7 @@ class Peers:
                     held = await self._agree(connection, address=address, inbound=False)
                 except LinkError as failure:
                     refusal = failure
-                    if failure.failure is Failure.TWIN:
+                    if failure.failure is Failure.DUPLICATE:
                         await self._until_up(reached)
             orders = self._dialling.pop(address)
             stranger = LinkError(Failure.STRANGER, f"Somebody else was reached there, {reached.hex()[:16]}.")
@@ -250,7 +231,7 @@ class Peers:
     async def _dial_failed(self, orders: list[Dial], failure: LinkError) -> None:
         for order in orders:
             increase(self._counters.connections, "dial_failed")
-            if failure.failure is Failure.TWIN:
+            if failure.failure is Failure.DUPLICATE:
                 reason = "already connected"
             else:
                 reason = str(failure)
@@ -268,9 +249,9 @@ class Peers:
         )
 
     async def _until_up(self, peer: NodeId) -> None:
-        """Wait until the core has been told of the twin: only then "already connected" is true for it."""
+        """Wait until the core has been told of the other one: only then "already connected" is true for it."""
         with trio.move_on_after(HANDSHAKE_S):
-            while (held := self._held.get(peer)) is None or not held.posted:
+            while (held := self._open.get(peer)) is None or not held.posted:
                 await self._changed.park()
 
     # --- one for each peer -------------------------------------------------------------------------------
@@ -279,46 +260,39 @@ class Peers:
         """Agree with the peer that this connection is the one, and take it.
 
         Raises:
-            LinkError: TWIN if another one is.
+            LinkError: DUPLICATE if another one is.
         """
         if self._stopping:
             raise LinkError(Failure.CLOSED, "We are stopping.")
-        if self._id < connection.peer:
-            current = self._held.get(connection.peer)
-            if current is not None and not current.gives_way(inbound=inbound):
-                await connection.send(TWIN)
-                raise LinkError(Failure.TWIN, "We keep the connection that we have.")
-            held = self._take(connection, address=address, inbound=inbound)
+        peer = connection.peer
+        held = _Held(connection, PeerUp(peer, connection.key, address, inbound))
+        if self._open.role(peer) is Role.DECIDER:
+            word, replaced = self._open.decide(peer, held, inbound=inbound, now=trio.current_time())
+            if word is Word.DUPLICATE:
+                await connection.send(word.value)
+                raise LinkError(Failure.DUPLICATE, "We keep the connection that we have.")
+            held.replace(replaced)
             try:
-                await connection.send(CHOSEN)
+                await connection.send(word.value)
             except LinkError:
                 await self._release(held)
                 raise
             return held
-        word = b""
+        first = b""
         with trio.move_on_after(HANDSHAKE_S):
-            word = await connection.receive()
-        if word == TWIN:
-            raise LinkError(Failure.TWIN, "The peer keeps the connection that it has.")
-        if word != CHOSEN:
-            raise LinkError(Failure.SLOW, "Expected the peer to choose this connection; it did not.")
-        return self._take(connection, address=address, inbound=inbound)
-
-    def _take(self, connection: SecureConnection, *, address: str, inbound: bool) -> "_Held":
-        before = self._held.get(connection.peer)
-        if before is not None:
-            before.end("replaced by a newer connection")
-        up = PeerUp(connection.peer, connection.key, address, inbound)
-        held = _Held(connection, up, after=before.gone if before is not None else None)
-        self._held[connection.peer] = held
+            first = await connection.receive()
+        if first == Word.DUPLICATE.value:
+            raise LinkError(Failure.DUPLICATE, "The peer keeps the connection that it has.")
+        if first != Word.ACCEPTED.value:
+            raise LinkError(Failure.SLOW, "Expected the peer to accept this connection; it did not.")
+        held.replace(self._open.accepted(peer, held, now=trio.current_time()))
         return held
 
     async def _release(self, held: "_Held") -> None:
         """Forget a connection, but not before the one that it replaced has reported its end."""
         if held.after is not None:
             await held.after.wait()
-        if self._held.get(held.up.peer) is held:
-            del self._held[held.up.peer]
+        self._open.ended(held.up.peer, held)
         held.gone.set()
         self._changed.unpark_all()
 
@@ -359,7 +333,12 @@ class Peers:
         except LinkError as failure:
             self._lost(held, failure)
 
+    def _flush(self, held: "_Held", reason: str) -> None:
+        self._open.closing(held.up.peer, held)
+        held.flush(reason)
+
     def _lost(self, held: "_Held", failure: LinkError) -> None:
+        self._open.closing(held.up.peer, held)
         if held.end(str(failure)):
             increase(self._counters.connections_lost, failure.failure)
             if failure.failure is not Failure.CLOSED:
@@ -375,25 +354,24 @@ class Peers:
 class _Held:
     """The one connection with one peer."""
 
-    def __init__(self, connection: SecureConnection, up: PeerUp, *, after: trio.Event | None) -> None:
+    def __init__(self, connection: SecureConnection, up: PeerUp) -> None:
         self.connection = connection
         self.up = up
-        # `gone` of the connection that it replaces. Not that connection itself: each would keep the one before it in
-        # memory, back to the first.
-        self.after = after
         self.state = State.PENDING
         self.posted = False  # `up` is in the inbox
         self.outbox = Outbox()
         self.scope = trio.CancelScope()
         self.reason = ""
         self.gone = trio.Event()  # its PeerDown is in the inbox
-        self._since = trio.current_time()
+        # `gone` of the connection that it replaces. Not that connection itself: each would keep the one before it in
+        # memory, back to the first.
+        self.after: trio.Event | None = None
 
-    def gives_way(self, *, inbound: bool) -> bool:
-        """Whether the decider gives this connection up for a new one; `inbound`: the peer dialled the new one."""
-        if self.state is State.CLOSING:
-            return True
-        return inbound and trio.current_time() - self._since > SETTLED_S
+    def replace(self, before: "_Held | None") -> None:
+        """Take the place of an older connection, which ends."""
+        if before is not None:
+            before.end("replaced by a newer connection")
+            self.after = before.gone
 
     def flush(self, reason: str) -> None:
         """Send what is queued, then end."""

@@ -15,14 +15,13 @@ from crypto.errors import CryptoError
 from crypto.identity import Identity, PublicKey
 from crypto.noise import KeyPair
 from gossip.dht.ids import NodeId, node_id
+from gossip.net.simultaneous_open import HANDSHAKE_S
 from gossip.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION
 from p2pnode.metrics import Failure
 from p2pnode.transport import Link
 
 # An honest dialler speaks at once; one round trip of a bad link.
 FIRST_BYTE_S = 2.0
-# The whole handshake, three messages of 300 bytes.
-HANDSHAKE_S = 5.0
 # A frame may take so long, plus its size at the slowest rate: a peer that trickles must not hold buffers for ever.
 # At 16 KiB/s the largest frame takes 4 minutes. A guess: slower is a peer that holds our
 # buffers, not one that learns.

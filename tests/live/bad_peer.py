@@ -117,9 +117,9 @@ class BadPeer:
         """Handshake, the word on the connection, and hello. With `shards`, the daemon will want to exchange."""
         key = self.prove()
         if self.node < node_id(key):  # type: ignore[arg-type]
-            self.send(b"\x01chosen")
+            self.send(b"\x01accepted")
         else:
-            assert self._frame() == b"\x01chosen"
+            assert self._frame() == b"\x01accepted"
         hello = self.receive(wire.Hello)
         self.target = Target(key=key, run=hello.run, schema=hello.schema, task=hello.task)
         self.send(self.hello(shards=shards))

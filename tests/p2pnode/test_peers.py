@@ -16,9 +16,10 @@ from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip.dht.ids import NodeId, node_id
 from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
+from gossip.net.simultaneous_open import SETTLED_S
 from p2pnode.door import Door, Limits
 from p2pnode.metrics import Counters, Failure, Turned
-from p2pnode.peers import FLUSH_S, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, SETTLED_S, Outbox, Peers
+from p2pnode.peers import FLUSH_S, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, Outbox, Peers
 from simulation.memory import REPEAT_S, MemoryNetwork
 from simulation.network import LinkModel, LinkSettings
 

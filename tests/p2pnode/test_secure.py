@@ -12,12 +12,12 @@ from crypto.identity import Identity
 from crypto.noise import KeyPair
 from crypto.signing import network_id
 from gossip.dht.ids import node_id
+from gossip.net.simultaneous_open import HANDSHAKE_S
 from gossip.wire import FRAME_BYTES_MAX
 from p2pnode.metrics import Failure
 from p2pnode.secure import (
     BYTES_PER_S_MIN,
     FIRST_BYTE_S,
-    HANDSHAKE_S,
     STALL_S,
     LinkError,
     SecureConnection,

@@ -1,0 +1,1 @@
+"""Connections between nodes: what is decided about them before a message travels."""
