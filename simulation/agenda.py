@@ -13,9 +13,9 @@ from simulation.machines import Host
 
 # Kinds of heap entries. Those that travel: from whom, on which connection, and
 FRAME = 0  # ... the frame
-KNOCK = 1  # ... whom the dialler wants, the connection that it has, its life
-ANSWER = 2  # ... the lives of who answers and of who dialled, and why not
-OPENED = 3  # ... the life that answered: the third leg of the handshake
+KNOCK = 1  # ... whom the dialler wants, its life
+ANSWER = 2  # ... the lives of who answers and of who dialled, and why not; the word, where who answers is the decider
+OPENED = 3  # ... the life that answered: the third leg of the handshake, and the word, where the dialler is the decider
 CLOSED = 4  # ... why
 # Those of one machine:
 WAKE = 5  # life

@@ -1,24 +1,20 @@
 """How machines of a world connect: dials, handshakes, ends.
 
-A handshake is three legs, as TCP's or Noise's. The end that is dialled decides when the dial reaches it, by the rule of
-the daemon (p2pnode/peers.py): where both dial, the node with the smaller id takes the one that comes first. Both ends
-open when the third leg has arrived, so neither has a connection that the other has not, but for what is on the way. An
-end knows of the other one what has arrived, and no more.
+A handshake is three legs, as TCP's or Noise's. Which connection of two machines is the one, the rule says that the
+daemon asks, too (gossip/net/simultaneous_open.py). The decider's word travels with the first leg that it sends
+once it knows who the other one is: with the second where it is dialled, with the third where it dials. Both ends open
+when the third leg has arrived, so neither has a connection that the other has not, but for what is on the way. An end
+knows of the other one what has arrived, and no more.
 """
 
-from math import inf
 from typing import Any, Protocol
 
 from gossip.dht.ids import NodeId
 from gossip.events import DialFailed, Event, PeerDown, PeerUp
+from gossip.net.simultaneous_open import DIAL_S, Role, SimultaneousOpen, Word
 from simulation.agenda import ANSWER, CLOSED, GIVE_UP, KNOCK, OPENED, RISEN, Agenda
 from simulation.machines import Dialling, Host, Link
 from simulation.network import LinkModel
-
-# A dial that nobody answers fails after so long; the daemon's own limit for connecting.
-DIAL_TIMEOUT_S = 5.0
-# A connection that is younger was not lost by the peer who dials again: as in the daemon (p2pnode/peers.py).
-SETTLED_S = 15.0
 
 
 class Carrier(Protocol):
@@ -50,20 +46,12 @@ class Connections:
         host.dialled += 1
         name = host.index << 32 | host.dialled
         host.dials[name] = Dialling(address, peer, target)
-        self._world.agenda.push(self._world.now + DIAL_TIMEOUT_S, GIVE_UP, host, host.life, name)
+        self._world.agenda.push(self._world.now + DIAL_S, GIVE_UP, host, host.life, name)
         if target is None:
             return
         leg = self._world.network.knock(host.index, target.index, self._world.now)
         if leg is not None:
-            has = host.links.get(target.id)
-            self._world.agenda.travel(
-                self._world.now + leg,
-                KNOCK,
-                host,
-                target,
-                name,
-                (peer, has.name if has is not None else 0, host.life),
-            )
+            self._world.agenda.travel(self._world.now + leg, KNOCK, host, target, name, (peer, host.life))
 
     def step(self, kind: int, host: Host, first: Any, name: Any, content: Any) -> None:
         """A step of a connection from its first leg to its end."""
@@ -74,10 +62,9 @@ class Connections:
         elif kind == OPENED:
             self._opened(host, first, name, content)
         elif kind == CLOSED:
-            # By its name: the sender may be somebody else by now, with another key.
-            peer = next((peer for peer, link in host.links.items() if link.name == name), None)
-            if peer is not None:
-                del host.links[peer]
+            # By its name: the sender may be another node by now, with another key.
+            peer = next((peer for peer, taken in host.opening if taken == name), None)
+            if peer is not None and self.lose(host, peer) is not None:
                 self._world.deliver(host, PeerDown(peer, content))
         elif host.life != first or host.core is None or name not in host.dials:
             pass  # of an earlier life, or it came to an end
@@ -91,47 +78,64 @@ class Connections:
                 there = dial.target is not None and dial.target.id in host.links
                 self._fail(host, name, "already connected" if there else "no answer")
 
-    def _knocked(self, host: Host, source: Host, name: int, asked: tuple[NodeId | None, int, int]) -> None:
+    def _knocked(self, host: Host, source: Host, name: int, asked: tuple[NodeId | None, int]) -> None:
         """A dial has reached the machine: it is answered, whether a program runs there or not."""
+        wanted, asked_by = asked
         now = self._world.now
         if not self._world.network.admits(source.index, host.index, now):
             return
-        reason = self._refusal(host, source, *asked[:2])
+        life, peer = host.life, source.id
+        reason = self._refusal(host, source, wanted)
+        if not reason and host.opening.role(peer) is Role.DECIDER:
+            reason = self._decide(host, source, name, inbound=True)
         leg = self._world.network.reliable(host.index, source.index, now)
         if leg is not None:
-            if not reason:
-                host.let_in[source.id] = now
-            self._world.agenda.travel(now + leg, ANSWER, host, source, name, (host.life, asked[2], reason))
+            self._world.agenda.travel(now + leg, ANSWER, host, source, name, (life, asked_by, reason))
+        if host.opening.get(peer) == name:
+            given_up = now + DIAL_S if leg is not None else now
+            self._world.agenda.call(given_up, host, lambda: self._not_opened(host, life, peer, name))
 
-    def _refusal(self, host: Host, source: Host, wanted: NodeId | None, has: int) -> str:
-        """Why `source` may not connect; empty: it may."""
+    def _refusal(self, host: Host, source: Host, wanted: NodeId | None) -> str:
+        """Why `source` may not connect, whatever else there is; empty: it may."""
         if host is source:
             return "the address is our own"
         if host.core is None:
             return "connection refused"
         if wanted is not None and wanted != host.id:
             return "another node answered"
-        link = host.links.get(source.id)
-        if link is not None:
-            # Refused while the connection is alive at both ends: the dialler has it, too, or it is so young that both
-            # may have dialled it (then we decide). Otherwise the dialler has lost it, and this one replaces it.
-            young = host.id < source.id and self._world.now - link.since < SETTLED_S
-            return "already connected" if young or link.name == has else ""
         return ""
+
+    def _decide(self, host: Host, peer: Host, name: int, *, inbound: bool) -> str:
+        """The word on a connection as the reason why not; empty: accepted, and what it replaces has ended."""
+        word, replaced = host.opening.decide(peer.id, name, inbound=inbound, now=self._world.now)
+        if word is Word.DUPLICATE:
+            return "already connected"
+        self._replace(host, peer, replaced)
+        return "" if host.core is not None else "connection reset"  # its program may end with what it is told
+
+    def _not_opened(self, host: Host, life: int, peer: NodeId, name: int) -> None:
+        """What was accepted has not opened: the answer, or the third leg, is lost."""
+        link = host.links.get(peer)
+        if host.life == life and (link is None or link.name != name):
+            host.opening.ended(peer, name)
 
     def _answered(self, host: Host, source: Host, name: int, answer: tuple[int, int, str]) -> None:
         life, asked_by, reason = answer
         dial = host.dials.get(name)
         if host.core is None or host.life != asked_by or dial is None:
+            if not reason:  # as a kernel says of a connection that it does not know
+                self._say_closed(host, source, name, "connection reset")
             return
-        if source.id in host.links:
-            reason = "already connected"
+        if not reason and host.opening.role(source.id) is Role.DECIDER:
+            reason = self._decide(host, source, name, inbound=False)
+            if host.core is None:
+                return
+            if reason and source.id not in host.links:
+                # The other one is about to open: "already connected" is true when it has.
+                dial.duplicate = True
+                return
         if reason:
             self._fail(host, name, reason)
-            return
-        if host.id < source.id and self._world.now - host.let_in.get(source.id, -inf) < DIAL_TIMEOUT_S:
-            # Theirs has been let in before ours was answered, and the choice is ours. Should it not come, this one is
-            # given up when its time is over.
             return
         leg = self._world.network.reliable(host.index, source.index, self._world.now)
         if leg is None:
@@ -148,26 +152,45 @@ class Connections:
 
     def _open(self, host: Host, peer: Host, name: int, *, inbound: bool) -> None:
         """This end of a connection is open from now on."""
-        host.let_in.pop(peer.id, None)
-        old = host.links.pop(peer.id, None)
-        if old is not None:
-            self._say_closed(host, peer, old.name, "replaced by a newer connection")
-            self._world.deliver(host, PeerDown(peer.id, "replaced by a newer connection"))
-            if host.core is None:
-                self._say_closed(host, peer, name, "connection reset")
-                return
+        if host.opening.role(peer.id) is Role.FOLLOWER:
+            self._replace(host, peer, host.opening.accepted(peer.id, name, now=self._world.now))
+        if host.opening.get(peer.id) != name:  # given up, or the program has ended
+            self._say_closed(host, peer, name, "connection reset")
+            return
         host.links[peer.id] = Link(name, peer, self._world.now)
         self._world.deliver(host, PeerUp(peer.id, peer.key, peer.address, inbound))
+        for waiting in [name for name, dial in host.dials.items() if dial.duplicate and dial.target is peer]:
+            if waiting in host.dials:
+                self._fail(host, waiting, "already connected")
+
+    def _replace(self, host: Host, peer: Host, replaced: int | None) -> None:
+        """A connection ends because another one takes its place."""
+        old = host.links.get(peer.id)
+        if replaced is None or old is None or old.name != replaced:
+            return  # there was none, or it has not opened
+        del host.links[peer.id]
+        self._say_closed(host, peer, old.name, "replaced by a newer connection")
+        self._world.deliver(host, PeerDown(peer.id, "replaced by a newer connection"))
+
+    def lose(self, host: Host, peer: NodeId) -> Link | None:
+        """This end of a connection is no more. Returns what it was; None: it had not opened, or there was none."""
+        taken = host.opening.get(peer)
+        if taken is not None:
+            host.opening.ended(peer, taken)
+        return host.links.pop(peer, None)
 
     def _fail(self, host: Host, name: int, reason: str) -> None:
         dial = host.dials.pop(name)
+        if dial.target is not None:
+            host.opening.ended(dial.target.id, name)
         self._world.deliver(host, DialFailed(dial.address, dial.peer, reason))
 
     def drop(self, host: Host, peer: NodeId, reason: str) -> None:
         """A node ends a connection, if it has it."""
-        link = host.links.pop(peer, None)
-        if link is None:
+        if peer not in host.links:
             return
+        link = self.lose(host, peer)
+        assert link is not None
         life = host.life
 
         def closed() -> None:
@@ -198,7 +221,7 @@ class Connections:
                 continue  # the end of another one has had this consequence
             there, back = (host.index, link.peer.index), (link.peer.index, host.index)
             if world.network.cut(*there, world.now) or world.network.cut(*back, world.now):
-                del host.links[peer]
+                self.lose(host, peer)
                 world.deliver(host, PeerDown(peer, "timed out"))
 
     def end(self, host: Host, *, silent: bool) -> None:
@@ -209,7 +232,7 @@ class Connections:
         """
         links, host.links = host.links, {}
         dials, host.dials = host.dials, {}
-        host.let_in.clear()
+        host.opening = SimultaneousOpen(host.id)
         ends = [(link.peer, link.name, link.since) for link in links.values()]
         ends += [
             (dial.target, name, dial.opens_at)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from crypto.identity import PublicKey, Signer
 from gossip.dht.ids import NodeId, node_id
 from gossip.events import Effect, Event, Job, JobResult, News, Trained
+from gossip.net.simultaneous_open import SimultaneousOpen
 from simulation.digest import EventDigest
 from simulation.seeds import Seeds
 
@@ -72,19 +73,20 @@ class Link:
     def __init__(self, name: int, peer: "Host", since: float) -> None:
         self.name = name  # of all connections ever, only this one's
         self.peer = peer
-        self.since = since
+        self.since = since  # when it opened at this end
 
 
 class Dialling:
     """A dial without an end."""
 
-    __slots__ = ("address", "opens_at", "peer", "target")
+    __slots__ = ("address", "duplicate", "opens_at", "peer", "target")
 
     def __init__(self, address: str, peer: NodeId | None, target: "Host | None") -> None:
         self.address = address
         self.peer = peer  # who should be there; None: whoever is
         self.target = target  # who is there; None: nobody
         self.opens_at = inf  # once the other end has answered: when the third leg arrives
+        self.duplicate = False  # whether another connection with the target is about to open
 
     @property
     def rising(self) -> bool:
@@ -108,9 +110,9 @@ class Host:
         "identity",
         "index",
         "key",
-        "let_in",
         "life",
         "links",
+        "opening",
         "pushed",
         "saved",
         "slowness",
@@ -136,7 +138,8 @@ class Host:
         self.pushed = 0  # heap entries that it has caused
         self.links: dict[NodeId, Link] = {}
         self.dials: dict[int, Dialling] = {}  # by the name of the connection to be
-        self.let_in: dict[NodeId, float] = {}  # who was let in and has not opened yet -> when
+        # Names of the connections that were taken, open or about to be.
+        self.opening: SimultaneousOpen[int] = SimultaneousOpen(self.id)
         self.dialled = 0  # dials ever
         self.life = 0  # counts starts of the program; what was under way in an earlier life is void
         # Dates of the wake-ups in the heap, the next one last: a deadline is pushed only where it is earlier than all.

@@ -45,6 +45,7 @@ from gossip.events import (
     Train,
     Woken,
 )
+from gossip.net.simultaneous_open import SimultaneousOpen
 from simulation.adversaries import Adversaries, verifier
 from simulation.agenda import CALL, FRAME, JOB, TRAINED, WAKE, Agenda, Letter
 from simulation.batched import Batches, TrainingJob
@@ -254,6 +255,7 @@ class World:
             else:
                 return
         host.life += 1
+        host.opening = SimultaneousOpen(host.id)
         host.wakes = [inf]
         host.worker = self._parts.worker(host)
         host.core = self._parts.core(host, seeds=self.seeds, now=self.now)

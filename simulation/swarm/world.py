@@ -421,7 +421,7 @@ class SwarmWorld(World):
 
     def _break(self, a: Host, b: Host, reason: str) -> None:
         for end, gone in ((a, b), (b, a)):
-            if end.core is not None and end.links.pop(gone.id, None) is not None:
+            if end.core is not None and self._connections.lose(end, gone.id) is not None:
                 self.deliver(end, PeerDown(gone.id, reason))
 
     def _rebind(self, host: Host, kind: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gossip.events import Dial, DialFailed, Effect, Event, PeerDown, PeerUp
-from simulation.connections import DIAL_TIMEOUT_S, SETTLED_S
+from gossip.net.simultaneous_open import DIAL_S, SETTLED_S
 from simulation.machines import Host, address_of
 from simulation.scenario import parse
 from simulation.seeds import Seeds
@@ -87,7 +87,7 @@ def test_every_dial_ends_in_a_connection_or_in_a_word() -> None:
     for seed in range(60):
         dates = tuple(sorted(rng.uniform(1.0, 20.0) for _ in range(rng.randrange(6))) for _ in range(2))
         one = two(dates, seed=seed, network={"loss": 0.3})  # type: ignore[arg-type]
-        one.run(20.0 + 2 * DIAL_TIMEOUT_S + one.scenario.faults.silence_s)
+        one.run(20.0 + 2 * DIAL_S + one.scenario.faults.silence_s)
         left, right = names(one)
         assert left == right, "the ends agree once nothing is on the way"
         for host, own in zip(one.hosts, dates, strict=True):
@@ -120,7 +120,7 @@ def test_whatever_is_dialled_killed_and_cut_both_ends_agree_in_the_end(silence_s
             one._stop(host, silent=silent)
             one.run(one.now + rng.uniform(0.0, 3.0))
             one.boot(host)
-        one.run(40.0 + 2 * (DIAL_TIMEOUT_S + silence_s))
+        one.run(40.0 + 2 * (DIAL_S + silence_s))
         left, right = names(one)
         assert left == right, f"seed {seed}"
         for host in one.hosts:
