@@ -10,8 +10,8 @@ The two are not equal event for event, and cannot be:
   frame, the world when the node orders it. So other frames are lost.
 - A lost frame of the world is gone, and its node asks again. What is lost between daemons is repeated below them, as by
   TCP, and comes later.
-- When two daemons dial each other at the same moment one connection is closed as a twin; the world keeps the first and
-  tells the other dialler "already connected".
+- The decider's word on a connection (decision 0004) is a leg of its own between daemons, and travels with a leg of the
+  handshake in the world. So of two dials that cross, another one may be accepted.
 - Effects that follow an event are carried out at the same date, but a daemon's jobs and frames pass through queues
   of other tasks, so that events of one date may come in another order.
 
