@@ -9,7 +9,7 @@ class Counters:
     """Since the start; `exchanged_with` since the connection began."""
 
     def __init__(self) -> None:
-        self.exchanged = 0  # applied, in any role
+        self.exchanged = 0  # applied, in any role; not those that we only refused and answered
         self.initiated = 0  # of these, initiated here
         self.exchanged_with: dict[NodeId, int] = {}
         self.refused: dict[str, int] = {}  # by us, per reason
@@ -24,6 +24,8 @@ class Counters:
                 continue
             news = effect.news
             if type(news) is Exchanged:
+                if news.role == "rescuer":
+                    continue
                 self.exchanged += 1
                 if news.peer in links:
                     self.exchanged_with[news.peer] = self.exchanged_with.get(news.peer, 0) + 1

@@ -47,18 +47,31 @@ class Offered(Struct, frozen=True):
 
 
 class Respond(Struct, frozen=True):
-    """Steps 2 of ShardPair: decode, gate, clip, apply +c/2, return c."""
+    """Step 2 of ShardPair: decode, gate, clip, apply +c/2, return c; or `Rescued`."""
 
     shard: int
     codec: str
     payload: bytes
-    clip: float  # declared by the initiator; the smaller of the two limits counts
+    clip: float  # declared by the initiator; the smaller of the two limits counts, and this one in a rescue
 
 
 class Responded(Struct, frozen=True):
     payload: bytes  # c, encoded
     distance: float  # |x_i - x_j| before the exchange
     norm: float  # |c|
+
+
+class Rescued(Struct, frozen=True):
+    """The offered state is too far from ours to follow it: nothing was changed here, and c goes back all the same.
+
+    It is as long as the initiator allows, whatever we allow ourselves: who is far from everybody is drawn in by its own
+    judgement, and insisting moves no other node.
+    """
+
+    payload: bytes  # c, encoded
+    distance: float  # |x_i - x_j|
+    norm: float  # |c|
+    detail: str  # what was too far
 
 
 class Finish(Struct, frozen=True):
@@ -102,7 +115,7 @@ class Saved(Struct, frozen=True):
 
 
 Job: TypeAlias = Train | Offer | Respond | Finish | Adopt | Save
-JobResult: TypeAlias = Trained | Offered | Responded | Finished | Adopted | JobRefused | Saved
+JobResult: TypeAlias = Trained | Offered | Responded | Rescued | Finished | Adopted | JobRefused | Saved
 
 # --- events: facts -------------------------------------------------------------------------------
 
@@ -204,7 +217,10 @@ class Emit(Struct, frozen=True):
 
 
 class Exchanged(Struct, frozen=True):
-    """Our side of an exchange is applied. `role`: initiator, responder, adopter or donor."""
+    """Our side of an exchange is applied. `role`: initiator, responder, adopter; donor and rescuer do not move.
+
+    A rescuer refused what it was offered for its distance, which is told, too.
+    """
 
     peer: NodeId
     shard: int

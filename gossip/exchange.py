@@ -7,11 +7,13 @@
     Finish job: x_i -= c/2  <-------------------   ReplyMessage(header naming the offer's hash, c)
 
 A newcomer (age 0) offers too, gets the responder's state instead of a change, and adopts it; a responder that is
-itself a newcomer adopts what it was offered. A node has at most two offers of a shard on the way, to different peers,
-and serves others meanwhile: each side applies its half to its *current* weights, so the sum is kept whatever overlaps
-(docs/decisions/0002). The responder keeps its replies, so that an offer repeated because the reply was lost is answered
-without being applied twice. A lost reply that is never repeated leaves half an exchange: a small drift, measured in
-docs/learning.md.
+itself a newcomer adopts what it was offered. A responder that is too far away to follow stays where it is and answers
+with a change all the same (`events.Rescued`); the initiator cannot tell, and the sum moves by its half.
+
+A node has at most two offers of a shard on the way, to different peers, and serves others meanwhile: each side applies
+its half to its *current* weights, so the sum is kept whatever overlaps (docs/decisions/0002). The responder keeps its
+replies, so that an offer repeated because the reply was lost is answered without being applied twice. A lost reply that
+is never repeated leaves half an exchange: a small drift, measured in docs/learning.md.
 
 Order of checks for what arrives: size (wire), budget (node), author, signature, run, sequence, bounds, payload.
 """
@@ -46,6 +48,7 @@ from gossip.events import (
     Offered,
     Persist,
     Refused,
+    Rescued,
     Respond,
     Responded,
     Send,
@@ -480,8 +483,12 @@ class Exchanges:
     def _incoming_done(self, incoming: _Incoming, result: JobResult, now: float, out: list[Effect]) -> None:
         shard, peer, key, digest = incoming.shard, incoming.peer, incoming.key, incoming.hash
         match result:
-            case Responded():
-                out.append(Emit(Exchanged(peer, shard, "responder", result.distance, result.norm)))
+            case Responded() | Rescued():
+                role = "responder"
+                if isinstance(result, Rescued):
+                    role = "rescuer"
+                    self._refused(peer, Reason.TOO_DISTANT, result.detail, True, out)
+                out.append(Emit(Exchanged(peer, shard, role, result.distance, result.norm)))
                 self._reply(
                     peer,
                     key,

@@ -174,7 +174,12 @@ class ExchangeChecker:
         self.checks += 1
         if news.role == "donor":  # its weights do not change
             return
-        sides = {"responder": ("offer",), "initiator": ("change",), "adopter": ("state", "offer")}
+        sides = {
+            "responder": ("offer",),
+            "rescuer": ("offer",),  # it does not move, but its answer moves the other, once
+            "initiator": ("change",),
+            "adopter": ("state", "offer"),
+        }
         for side in sides[news.role]:
             digests = self._pending.get((node, news.peer, side))
             if not digests:

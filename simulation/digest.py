@@ -22,6 +22,7 @@ from gossip.events import (
     PeerDown,
     PeerUp,
     Received,
+    Rescued,
     Responded,
     Woken,
 )
@@ -54,7 +55,7 @@ class EventDigest:
         if isinstance(event, Received):
             frame = event.frame
             pieces += (_STAMP.pack(now, _RECEIVED, len(frame)), event.peer, frame)
-        elif isinstance(event, Done) and isinstance(result := event.result, Offered | Responded):
+        elif isinstance(event, Done) and isinstance(result := event.result, Offered | Responded | Rescued):
             figure = result.clip if isinstance(result, Offered) else result.norm
             pieces.append(_MADE.pack(now, _DONE, len(result.payload), event.ticket, figure))
         else:

@@ -4,6 +4,7 @@ Self-centred: all yardsticks are our own. Checked in this order (finiteness befo
 
 - norm: |x̂ - A| against our own distance from the reference;
 - distance: |x̂ - x| against what changes usually measure;
+  who is further is not followed, and answered all the same, so that it may come to us (`learner.Learner`);
 - clip: the change is shortened to a small multiple of the same (ClippedGossip, He, Karimireddy and Jaggi 2022;
   instead of their sort over neighbours a running median, because our partners change at every contact).
 
@@ -37,13 +38,9 @@ _RATE = 0.1
 # distance_factor = 16 it says: a model nearer to ours than the reference is never too distant.
 _DISTANCE_FLOOR = 1 / 16
 
-# Who refused so many for their distance, and accepted nothing in between, is the odd one out: it trained alone, and
-# the others agree too closely to take it in. Its history is void, as a newcomer's, and it is drawn to them. Where four
-# in ten lie, an honest node meets so many liars in a row once in two million contacts (0.4^16).
-_SHUT_OUT = 16
-
 # That of the clip: for the same reason, but this is what a liar moves us by when all others agree. Who comes back to a
-# swarm that has stopped training is drawn in within a few hundred contacts. A guess.
+# swarm that has stopped training, or has trained alone and is too distant for all, is drawn in by such steps, within a
+# few hundred contacts. A guess.
 _CLIP_FLOOR = 1 / 256
 
 # Part of the norm limit that does not depend on how far we are from the reference: so much root mean square
@@ -129,14 +126,13 @@ class Gate:
     `own` is always our distance from the reference, |x - A|.
     """
 
-    __slots__ = ("_config", "_refused", "_size", "count", "usual")
+    __slots__ = ("_config", "_size", "count", "usual")
 
     def __init__(self, config: ExchangeConfig, size: int) -> None:
         self._config = config
         self._size = size
         self.count = 0  # accepted changes so far
         self.usual = 0.0  # what they measure
-        self._refused = 0  # for their distance, since the last accepted change
 
     def clip_limit(self, own: float) -> float:
         """Return the largest norm of a change that we accept."""
@@ -151,13 +147,10 @@ class Gate:
         return JobRefused(Reason.TOO_LARGE_NORM, f"norm {offered:.3g} of the delta exceeds {limit:.3g}")
 
     def distance(self, own: float, distance: float) -> JobRefused | None:
-        """Judge an offered state by its distance from our own; None: accepted. Who refuses all loses its history."""
+        """Judge an offered state by its distance from our own; None: accepted."""
         limit = distance_limit(_Floats, self._config, count=self.count, usual=self.usual, own=own)
         if distance <= limit:
             return None
-        self._refused += 1
-        if self._refused == _SHUT_OUT:
-            self.count, self.usual, self._refused = 0, 0.0, 0
         return JobRefused(Reason.TOO_DISTANT, f"distance {distance:.3g} exceeds {limit:.3g}")
 
     def change(self, own: float, norm: float, declared: float) -> JobRefused | None:
@@ -169,7 +162,6 @@ class Gate:
 
     def accepted(self, norm: float) -> None:
         """Remember the norm of an accepted change."""
-        self._refused = 0
         # `remembered`, by hand: the calls would cost more than the arithmetic, at each half of each exchange.
         if norm <= 0:
             return

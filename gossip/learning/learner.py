@@ -29,6 +29,7 @@ from gossip.events import (
     JobResult,
     Offer,
     Offered,
+    Rescued,
     Respond,
     Responded,
     Train,
@@ -181,16 +182,20 @@ class Learner:
         clip = self._gates[job.shard].clip_limit(pair.norm(np, value(coded)))
         return Offered(payload=pack(coded), clip=clip)
 
-    def _respond(self, job: Respond, offered: Coded) -> Responded | JobRefused:
+    def _respond(self, job: Respond, offered: Coded) -> Responded | Rescued | JobRefused:
         if not job.clip >= 0:  # NaN too
             return JobRefused(Reason.MALFORMED, "the declared clip limit is not a number from zero up")
         x, gate = self._shards[job.shard], self._gates[job.shard]
         seen = pair.compare(np, x, self._references[job.shard], offered)
-        refusal = gate.state(seen.own, seen.offered) or gate.distance(seen.own, seen.distance)
+        refusal = gate.state(seen.own, seen.offered)
         if refusal is not None:
             return refusal
-        limit = min(job.clip, gate.clip_limit(seen.own))
+        too_far = gate.distance(seen.own, seen.distance)
+        # In a rescue not our own limit: who agrees closely with others allows so little that this one would stay away.
+        limit = min(job.clip, gate.clip_limit(seen.own)) if too_far is None else job.clip
         c = pair.change(np, seen.difference, codec=job.codec, limit=limit)
+        if too_far is not None:
+            return Rescued(payload=pack(c.coded), distance=seen.distance, norm=c.norm, detail=too_far.detail)
         self._take_in(job.shard)
         x[:] = pair.towards(x, c.vector)
         gate.accepted(c.norm)

@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
     met: tuple[jax.Array, jax.Array]
     usual: tuple[jax.Array, jax.Array]
     answered: jax.Array  # () bool: the responder applied its half
-    finished: jax.Array  # () bool: the initiator, too
+    finished: jax.Array  # () bool: the initiator; in a rescue it alone
     refused: jax.Array  # () bool: a gate said no
 
 
@@ -94,15 +94,16 @@ def exchange(
         )
     config = rules.config
     declared = gate.clip_limit(jnp, config, count=i.met, usual=i.usual, own=pair.norm(jnp, value(coded)))
-    accepted = (seen.offered <= gate.state_limit(jnp, config, size=size, own=seen.own)) & (
-        seen.distance <= gate.distance_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own)
-    )
-    limit = jnp.minimum(declared, gate.clip_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own))
+    sound = seen.offered <= gate.state_limit(jnp, config, size=size, own=seen.own)
+    # As the learner: who is too far to be followed is answered all the same, as it allows itself (a rescue).
+    near = seen.distance <= gate.distance_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own)
+    ours = gate.clip_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own)
+    limit = jnp.where(near, jnp.minimum(declared, ours), declared)
     c = pair.change(jnp, seen.difference, codec=rules.codec, limit=limit)
     own = pair.norm(jnp, i.x - reference)
     taken = c.norm <= gate.change_limit(jnp, config, size=size, own=own, declared=declared)
-    answered = asks & accepted
-    finished = answered & replies & taken
+    answered = asks & sound & near
+    finished = asks & sound & replies & taken
     i_count, i_usual = gate.remembered(jnp, count=i.met, usual=i.usual, norm=c.norm)
     j_count, j_usual = gate.remembered(jnp, count=j.met, usual=j.usual, norm=c.norm)
     return Outcome(
@@ -114,7 +115,7 @@ def exchange(
         usual=(jnp.where(finished, i_usual, i.usual), jnp.where(answered, j_usual, j.usual)),
         answered=answered,
         finished=finished,
-        refused=asks & (~accepted | (replies & ~taken)),
+        refused=asks & (~sound | ~near | (replies & ~taken)),
     )
 
 

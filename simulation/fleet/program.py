@@ -544,7 +544,7 @@ class Fleet:
         out = outs[0]
         counts = [
             jnp.sum(flags).astype(jnp.int32)
-            for flags in (out.finished, out.answered & ~out.finished, out.refused)
+            for flags in (out.finished & out.answered, out.answered ^ out.finished, out.refused)
         ]
         i_x, j_x = (
             tuple(jnp.split(out.x[end], self._ends, axis=1)) if whole else tuple(out.x[end] for out in outs)

@@ -109,7 +109,7 @@ class FleetReport(Struct, frozen=True):
     devices: int
     node_updates: int  # local training jobs, each with the exchange that its node initiates
     exchanges: int  # applied by both ends
-    halves: int  # applied by the responder only: the answer was lost or refused
+    halves: int  # applied by one end only: the answer was lost or refused, or it was a rescue
     refused: int
     wall_s: float  # of the rounds and the measurements on the way; without compiling and those at the end
     compile_s: float

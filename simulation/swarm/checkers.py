@@ -9,6 +9,7 @@ Holds for honest nodes:
 - weights change only by a genuine offer or reply: signed by its author for this node, in this run, its payload whole;
 - nothing is applied twice, and what is applied of one author rises in number (until power loss takes the mark away);
 - both halves of an exchange are equal and opposite, so that the sum is kept but for halves whose reply was lost;
+- of a rescue there is one half, the initiator's, and it is as long as the responder said;
 - no reply moves a node further than the limit it declared; weights stay finite;
 - no honest node is accused: banned, convicted, or refused for what only a liar or a bug does.
 """
@@ -25,7 +26,7 @@ from nacl.signing import VerifyKey
 from crypto.identity import PublicKey
 from gossip.dht.ids import NodeId
 from gossip.errors import Reason
-from gossip.events import Adopt, Exchanged, Finish, Job, JobRefused, JobResult, Refused, Respond
+from gossip.events import Adopt, Exchanged, Finish, Job, JobRefused, JobResult, Refused, Rescued, Respond
 from gossip.learning.codec import FloatArray
 from simulation.checkers import ViolationError
 from simulation.machines import Host
@@ -140,6 +141,7 @@ class SwarmChecker:
     def __init__(self, *, run: bytes, network: bytes, honest: dict[bytes, None], replay: str) -> None:
         self.checks = 0
         self.lost_halves = 0  # offers applied by the responder alone: a reply was lost, or the initiator died
+        self.rescued_halves = 0  # changes applied by the initiator alone: it was too far away to be followed
         self.whole = 0
         self.acknowledged: dict[tuple[bytes, bytes], None] = {}  # (owner's key, place) of kept records
         self._run = run
@@ -155,6 +157,9 @@ class SwarmChecker:
         self._highest: dict[tuple[bytes, bytes], int] = {}  # (receiver, author) -> seq applied
         self._applied: dict[tuple[bytes, bytes, str], None] = {}  # (receiver, digest, side)
         self._halves: dict[bytes, _Half] = {}  # digest -> what the honest responder applied
+        self._rescues: dict[
+            bytes, float
+        ] = {}  # digest -> norm of what an honest responder answered and did not apply
         self._puts: dict[tuple[bytes, bytes, int], bytes] = {}  # (asker, asked, n) -> record
         self._records: dict[bytes, None] = {}  # own records of honest nodes that were seen before
 
@@ -242,6 +247,11 @@ class SwarmChecker:
             if change.any():
                 self._fail(host, f"a refused {type(job).__name__} changed the weights")
             return
+        if isinstance(result, Rescued):
+            if change.any():
+                self._fail(host, "it refused to follow for the distance, and moved")
+            self._rescues[candidate.digest] = result.norm
+            return
         if not np.isfinite(change).all():
             self._fail(host, "the weights are not finite any more")
         if isinstance(job, Respond):
@@ -280,6 +290,13 @@ class SwarmChecker:
             slack = limit * _CLIP_SLACK + _ROUNDING * (1.0 + scale) * len(change) ** 0.5
             if moved > limit + slack:
                 self._fail(host, f"a reply moved it by {moved:.3g}; it had declared at most {limit:.3g}")
+        rescue = self._rescues.pop(candidate.digest, None)
+        if rescue is not None:
+            self.rescued_halves += 1
+            slack = rescue * _CLIP_SLACK + _ROUNDING * (1.0 + scale) * len(change) ** 0.5
+            if abs(moved - rescue / 2.0) > slack:
+                self._fail(host, f"a rescue moved it by {moved:.3g}, expected {rescue / 2.0:.3g}")
+            return
         half = self._halves.pop(candidate.digest, None)
         if half is None:
             return  # the responder is hostile: bounded above, and nothing else is promised

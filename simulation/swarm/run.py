@@ -90,6 +90,7 @@ class SwarmReport(Struct, frozen=True):
     exchanges: int
     checks: int
     lost_halves: int
+    rescued_halves: int
     faults: dict[str, int]
     refused: dict[str, int]
 
@@ -224,6 +225,7 @@ def _report(
         exchanges=world.exchanges,
         checks=world.checks,
         lost_halves=world.checker.lost_halves,
+        rescued_halves=world.checker.rescued_halves,
         faults=world.faults,
         refused=dict(sorted(world.refused.items())),
     )

@@ -1,6 +1,7 @@
 """A few learners under any order of jobs, losses, trainings, restarts and lies: what must hold, holds.
 
-The model beside the real thing is the plain sum: exchanges whose two halves are both applied do not move it.
+The model beside the real thing is the plain sum: exchanges whose two halves are both applied do not move it, and a
+rescue moves it by what the initiator took.
 """
 
 from typing import Any
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gossip.config import CODECS, ExchangeConfig, LearningConfig
-from gossip.events import Adopt, Adopted, Finish, Finished, JobRefused, Offer, Offered, Respond, Responded
+from gossip.events import (
+    Adopt,
+    Adopted,
+    Finish,
+    Finished,
+    JobRefused,
+    Offer,
+    Offered,
+    Rescued,
+    Respond,
+    Responded,
+)
 from gossip.learning.codec import payload_bytes
 from gossip.learning.learner import Learner, TrainOutput
 from gossip.learning.task import Leaf, Schema, run_info
@@ -64,11 +76,14 @@ class Swarm(RuleBasedStateMachine):
         assert isinstance(offered, Offered)
         assert len(offered.payload) == payload_bytes(codec, 65)
         answer = self.learners[j].run(Respond(shard, codec, offered.payload, min(clip, offered.clip)))
-        if isinstance(answer, Responded):
+        if isinstance(answer, Responded | Rescued):
             assert answer.norm <= min(clip, offered.clip) * (1 + 1e-4)
+            before = self.learners[i].weights().astype(np.float64)
             assert isinstance(
                 self.learners[i].run(Finish(shard, codec, answer.payload, offered.clip)), Finished
             )
+            if isinstance(answer, Rescued):
+                self.total += self.learners[i].weights() - before
             self.roundings += 1
 
     @rule(i=nodes, j=nodes, shard=shards)
@@ -106,7 +121,7 @@ class Swarm(RuleBasedStateMachine):
             Adopt(shard, codec, payload),
         ):
             before, saved = victim.weights().astype(np.float64), victim.dump()
-            if isinstance(victim.run(job), JobRefused):
+            if isinstance(victim.run(job), JobRefused | Rescued):
                 assert victim.dump() == saved
             self.total += victim.weights() - before
 

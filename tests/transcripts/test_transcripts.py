@@ -58,6 +58,7 @@ from gossip.events import (
     Persist,
     Received,
     Refused,
+    Rescued,
     Respond,
     Responded,
     Save,
@@ -272,6 +273,8 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"encoded, {len(payload)} bytes, change limit {clip:.3g}"
             case Responded(payload, distance, norm):
                 return f"answer of {len(payload)} bytes, distance {distance:.3g}, change {norm:.3g}"
+            case Rescued(payload, distance, norm, detail):
+                return f"not followed ({detail}); answer of {len(payload)} bytes, change {norm:.3g}"
             case Finished(norm):
                 return f"applied, change {norm:.3g}"
             case Adopted(distance):

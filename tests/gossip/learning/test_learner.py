@@ -17,6 +17,7 @@ from gossip.events import (
     JobRefused,
     Offer,
     Offered,
+    Rescued,
     Respond,
     Responded,
     Save,
@@ -170,12 +171,10 @@ def test_a_bad_payload_is_refused_and_changes_nothing(codec: str, payload: bytes
         assert fingerprint(victim) == before
 
 
-def test_a_distant_state_is_refused_once_there_is_history() -> None:
+def test_a_distant_state_is_not_followed_once_there_is_history() -> None:
     _, j = settled()
     before = fingerprint(j)
-    refused = j.run(Respond(0, "f32", np.full(100, 2.0, "<f4").tobytes(), INFINITY))
-    assert isinstance(refused, JobRefused)
-    assert refused.reason is Reason.TOO_DISTANT
+    assert isinstance(j.run(Respond(0, "f32", np.full(100, 2.0, "<f4").tobytes(), INFINITY)), Rescued)
     assert fingerprint(j) == before
 
 

@@ -14,7 +14,9 @@ from gossip import exchange
 from gossip.config import DhtConfig, MembershipConfig
 from gossip.dht import routing
 from gossip.dht.ids import node_id
+from gossip.events import Job, JobResult, Rescued
 from gossip.learning import pair
+from gossip.learning.learner import Learner
 from simulation.checkers import ViolationError
 from simulation.cli import main
 from simulation.seeds import Seeds
@@ -118,6 +120,12 @@ def test_a_seed_decides_and_kinds_are_switched_off_one_by_one() -> None:
     assert draw(seed, shorten=0.5).safety_s == whole.safety_s / 2
 
 
+def test_who_trained_alone_and_is_refused_by_all_is_drawn_in() -> None:
+    report = run_seed(SwarmSettings(seed=864, nodes_max=NODES_MAX))
+    assert report.refused["too_distant"] > 0
+    assert report.rescued_halves > 0
+
+
 # --- planted faults: each is found within a few seeds -------------------------------------------------
 
 
@@ -129,6 +137,19 @@ def found(planted: str, seeds: range = range(40)) -> str:
         except ViolationError as error:
             return str(error)
     raise AssertionError(f"nobody saw: {planted}")
+
+
+def test_who_moves_although_it_does_not_follow_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Learner.run
+
+    def followed(self: Learner, job: Job) -> JobResult:
+        result = run(self, job)
+        if isinstance(result, Rescued):
+            self._x += 0.01
+        return result
+
+    monkeypatch.setattr(Learner, "run", followed)
+    assert "refused to follow for the distance, and moved" in found("half a rescue", range(864, 865))
 
 
 def test_skipped_signature_check_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
