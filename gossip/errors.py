@@ -34,6 +34,20 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
 
 
+# Faults that say nothing bad about the peer: they are not counted against it.
+HARMLESS = frozenset(
+    {
+        Reason.BUSY,
+        Reason.NOT_READY,
+        Reason.UNEXPECTED,
+        Reason.OTHER_RUN,
+        Reason.RATE_LIMITED,
+        Reason.TIMEOUT,
+        Reason.REPLAYED,  # a node restored from an old copy of its disk; it learns of it by our answer
+    }
+)
+
+
 class LocalError(Exception):
     """Our own fault: a broken invariant or a wrong argument. Never caused by bytes from outside."""
 

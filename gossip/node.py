@@ -26,7 +26,7 @@ from gossip.deadlines import Deadlines
 from gossip.dht.directory import Directory, Request
 from gossip.dht.ids import Key, NodeId, node_id, provider_key
 from gossip.dht.routing import Contact
-from gossip.errors import Reason, RemoteError
+from gossip.errors import HARMLESS, Reason, RemoteError
 from gossip.events import (
     Compute,
     Connected,
@@ -94,19 +94,6 @@ DIVERGED = 3
 ROTATE_S = 600.0
 # Look around sooner right after the start: the first interval is a 16th of the steady one, then it doubles.
 WALK_START = 16.0
-
-# Faults that say nothing bad about the peer: they are not counted against it.
-HARMLESS = frozenset(
-    {
-        Reason.BUSY,
-        Reason.NOT_READY,
-        Reason.UNEXPECTED,
-        Reason.OTHER_RUN,
-        Reason.RATE_LIMITED,
-        Reason.TIMEOUT,
-        Reason.REPLAYED,  # a node restored from an old copy of its disk; it learns of it by our answer
-    }
-)
 
 
 class Node:

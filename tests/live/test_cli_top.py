@@ -88,7 +88,7 @@ def serving(home: Home) -> Iterator[None]:
         ready.set()
         with scope:
             await control_server.ControlServer(Answering(), listener).run()
-        await listener.aclose()
+        listener.close()
         home.socket.unlink()
 
     thread = threading.Thread(target=trio.run, args=(main,))

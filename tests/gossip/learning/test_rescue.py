@@ -41,7 +41,7 @@ def exchange(i: Learner, j: Learner) -> JobResult:
     answer = j.run(Respond(0, "f32", offered.payload, offered.clip))
     if not isinstance(answer, JobRefused):
         assert isinstance(answer, Responded | Rescued)
-        assert isinstance(i.run(Finish(0, "f32", answer.payload)), Finished)
+        assert isinstance(i.run(Finish(0, "f32", answer.payload, offered.clip)), Finished)
     return answer
 
 
@@ -91,7 +91,7 @@ def test_who_refuses_for_distance_answers_within_the_limit_of_the_other_and_stay
         assert "exceeds" in answer.detail
         assert near.dump() == saved
     before = odd.weights().copy()
-    assert isinstance(odd.run(Finish(0, "f32", answer.payload)), Finished)
+    assert isinstance(odd.run(Finish(0, "f32", answer.payload, 3.0)), Finished)
     moved = odd.weights() - before
     assert np.linalg.norm(moved) == pytest.approx(1.5, rel=1e-3)
     towards = near.weights() - before
