@@ -25,7 +25,7 @@ help:
 	@echo 'make swarm    an hour of simulated networks with faults; SEEDS=0:10000 selects'
 	@echo 'make catch    plants faults, lets the swarm search them, writes docs/catch-table.md'
 	@echo 'make attacks  what liars do to a fleet; writes the table of docs/simulation.md'
-	@echo 'make bench    benchmark table, and build/bench.json'
+	@echo 'make bench    benchmark table, and build/bench.json; ARGS=--brief only tries each benchmark'
 	@echo 'make gossipy  installs gossipy and PyTorch into build/, so that make bench measures it on this machine, too'
 	@echo 'make lock     resolve the dependencies anew (needs uv)'
 	@echo 'make clean    remove $(VENV), build/ and caches'

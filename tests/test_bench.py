@@ -1,10 +1,12 @@
 """The benchmarks' own arithmetic: a figure that is wrong about which side is better misleads for years."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench import bench_codec
 from tests.bench.figures import Figure, medians, times
 
 
@@ -41,3 +43,26 @@ def test_every_benchmark_file_can_be_run_and_an_unknown_one_is_refused(
     assert files == sorted(bench.FILES)
     assert bench.main(["nothing"]) == 2
     assert "there are: crypto" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", bench.FAULTS)
+def test_a_benchmark_that_raises_fails_the_run_and_the_others_go_on(
+    fault: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(brief: bool) -> list[Figure]:
+        raise fault("an interval of 0 is refused")
+
+    monkeypatch.setattr(bench_codec, "BENCHMARKS", (broken, bench_codec.codecs))
+    assert bench.main(["codec", "--brief"], folder=tmp_path) == 1
+    assert f"NOT MEASURED: codec.broken: {fault.__name__}: an interval of 0" in capsys.readouterr().err
+    written = json.loads((tmp_path / "bench-brief.json").read_text())
+    assert len(written) == 6  # three codecs, there and back
+    # What a trial measures never takes the place of figures.
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_ci_tries_every_benchmark() -> None:
+    assert "make bench ARGS=--brief || status=1" in (bench.ROOT / ".ci" / "run").read_text()

@@ -10,7 +10,7 @@ from tests.bench.figures import Figure, medians
 VALUES = 2**20
 
 
-def codecs() -> list[Figure]:
+def codecs(brief: bool) -> list[Figure]:
     vector = np.random.default_rng(0).standard_normal(VALUES).astype(np.float32)
     target = np.empty_like(vector)
     size = vector.nbytes / 1e9
@@ -26,7 +26,7 @@ def codecs() -> list[Figure]:
             "decoded": lambda codec=codec, payload=payload: decode(codec, payload, VALUES),
         }
         for verb, work in works.items():
-            ours, reference = medians(work, copy, repeats=15)
+            ours, reference = medians(work, copy, repeats=1 if brief else 15)
             figures.append(
                 Figure(
                     name=f"float32 {verb} as {codec}, 4 MiB",

@@ -14,7 +14,7 @@ from tests.bench.processes import BIN, answer, running, wait_until_up
 COMMANDS = ("version", "id", "status", "peers")
 
 
-def starts() -> list[Figure]:
+def starts(brief: bool) -> list[Figure]:
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         home, log = Path(folder) / "node", Path(folder) / "log"
@@ -26,7 +26,7 @@ def starts() -> list[Figure]:
                 ours, reference = medians(
                     lambda arguments=arguments: run(BIN / "p2pnode", *arguments),
                     lambda: run(sys.executable, "-c", "pass"),
-                    repeats=5,
+                    repeats=1 if brief else 5,
                 )
                 figures.append(
                     Figure(

@@ -20,20 +20,22 @@ NETWORK = network_id("bench")
 BODY = b"h" * 300
 
 
-def signatures() -> list[Figure]:
+def signatures(brief: bool) -> list[Figure]:
     identity = Identity.generate(os.urandom)
     public, secret = bindings.crypto_sign_seed_keypair(os.urandom(32))
     message = NETWORK + BODY
     signed = bindings.crypto_sign(message, secret)
     signature = identity.sign(Purpose.OFFER, NETWORK, BODY)
-    count = 1000
+    count, repeats = (10, 1) if brief else (1000, 7)
     sign = medians(
         times(count, lambda: identity.sign(Purpose.OFFER, NETWORK, BODY)),
         times(count, lambda: bindings.crypto_sign(message, secret)),
+        repeats=repeats,
     )
     check = medians(
         times(count, lambda: verify(identity.public_key, Purpose.OFFER, NETWORK, BODY, signature)),
         times(count, lambda: bindings.crypto_sign_open(signed, public)),
+        repeats=repeats,
     )
     return [
         Figure(name=name, value=count / a, unit="1/s", reference=count / b, against="bare PyNaCl")
@@ -86,9 +88,9 @@ def theirs() -> NoiseConnection:
     return first
 
 
-def handshakes() -> list[Figure]:
-    count = 100
-    ours, reference = medians(times(count, connected), times(count, theirs))
+def handshakes(brief: bool) -> list[Figure]:
+    count, repeats = (2, 1) if brief else (100, 7)
+    ours, reference = medians(times(count, connected), times(count, theirs), repeats=repeats)
     return [
         Figure(
             name="handshakes, both ends, identities proved",
@@ -100,7 +102,7 @@ def handshakes() -> list[Figure]:
     ]
 
 
-def channel() -> list[Figure]:
+def channel(brief: bool) -> list[Figure]:
     """A frame of 4 MiB from the sender's bytes to the receiver's bytes; the reference only encrypts and decrypts."""
     frame = os.urandom(2**22)
     first, second = connected()
@@ -116,7 +118,7 @@ def channel() -> list[Figure]:
             sealed = bindings.crypto_aead_chacha20poly1305_ietf_encrypt(piece, None, nonce, key)
             bindings.crypto_aead_chacha20poly1305_ietf_decrypt(sealed, None, nonce, key)
 
-    ours, reference = medians(through, bare, repeats=11)
+    ours, reference = medians(through, bare, repeats=1 if brief else 11)
     size = len(frame) / 1e9
     return [
         Figure(

@@ -22,6 +22,9 @@ ROUNDS = 400
 # with a look at all weights. What the bare loop's costs do over the same sizes stands beside it: that is the machine.
 SIZES = (1_000, 10_000, 100_000)
 SIZES_ROUNDS = 20
+NODES_BRIEF = 50
+ROUNDS_BRIEF = 4
+SIZES_BRIEF = (50, 100)
 # 20 rounds of the smallest are 40 ms, too short beside other programs.
 _SMALLEST_TIMES = 10
 
@@ -74,39 +77,43 @@ def bare(model: str, nodes: int, rounds: int) -> Callable[[], object]:
     return lambda: jax.block_until_ready(run((begin, begin), jax.random.key(1)))
 
 
-def five_hundred() -> list[Figure]:
+def five_hundred(brief: bool) -> list[Figure]:
+    nodes, rounds, repeats = (NODES_BRIEF, ROUNDS_BRIEF, 1) if brief else (NODES, ROUNDS, 7)
     figures = []
-    for model in MODELS:
-        ours_s, bare_s = medians(fleet(model, NODES, ROUNDS), bare(model, NODES, ROUNDS))
-        updates = NODES * ROUNDS / ours_s
-        name = f"fleet: node-updates, {NODES} nodes, {model}"
+    for model in MODELS[:1] if brief else MODELS:
+        ours_s, bare_s = medians(fleet(model, nodes, rounds), bare(model, nodes, rounds), repeats=repeats)
+        updates = nodes * rounds / ours_s
+        name = f"fleet: node-updates, {nodes} nodes, {model}"
         figures += [
             *beside(name, updates, model),
             Figure(
                 name=name,
                 value=updates,
                 unit="1/s",
-                reference=NODES * ROUNDS / bare_s,
+                reference=nodes * rounds / bare_s,
                 against="bare lax.scan + vmap of the same arithmetic",
             ),
         ]
     return figures
 
 
-def sizes() -> list[Figure]:
+def sizes(brief: bool) -> list[Figure]:
     """Microseconds per node-update from 10^3 to 10^5 nodes, in turns with the smallest."""
+    all_sizes, rounds = (SIZES_BRIEF, ROUNDS_BRIEF) if brief else (SIZES, SIZES_ROUNDS)
     figures = []
     for name, made in (("fleet", fleet), ("bare loop", bare)):
-        smallest = times(_SMALLEST_TIMES, made("logistic", SIZES[0], SIZES_ROUNDS))
-        for nodes in SIZES[1:]:
-            ours_s, reference_s = medians(made("logistic", nodes, SIZES_ROUNDS), smallest, repeats=5)
+        smallest = times(_SMALLEST_TIMES, made("logistic", all_sizes[0], rounds))
+        for nodes in all_sizes[1:]:
+            ours_s, reference_s = medians(
+                made("logistic", nodes, rounds), smallest, repeats=1 if brief else 5
+            )
             figures.append(
                 Figure(
                     name=f"{name}: one node-update, {nodes} nodes, logistic",
-                    value=ours_s / (nodes * SIZES_ROUNDS) * 1e6,
+                    value=ours_s / (nodes * rounds) * 1e6,
                     unit="us",
-                    reference=reference_s / (_SMALLEST_TIMES * SIZES[0] * SIZES_ROUNDS) * 1e6,
-                    against=f"{SIZES[0]} nodes",
+                    reference=reference_s / (_SMALLEST_TIMES * all_sizes[0] * rounds) * 1e6,
+                    against=f"{all_sizes[0]} nodes",
                 )
             )
     return figures

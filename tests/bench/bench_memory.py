@@ -28,7 +28,7 @@ def bare(program: str) -> float:
     return size
 
 
-def daemon() -> tuple[float, float]:
+def daemon(settle_s: float) -> tuple[float, float]:
     """(largest resident MB seen before jaxlib was mapped, resident MB when idle)."""
     with tempfile.TemporaryDirectory() as folder:
         home, log = Path(folder) / "node", Path(folder) / "log"
@@ -41,12 +41,12 @@ def daemon() -> tuple[float, float]:
                 before = max(before, resident_mb(process.pid))
                 time.sleep(0.002)
             wait_until_up(home, process, log)
-            time.sleep(SETTLE_S)
+            time.sleep(settle_s)
             return before, resident_mb(process.pid)
 
 
-def memory() -> list[Figure]:
-    before, after = daemon()
+def memory(brief: bool) -> list[Figure]:
+    before, after = daemon(0.0 if brief else SETTLE_S)
     rows = (("before JAX", before, LIGHT, "the libraries alone"), ("with JAX", after, HEAVY, "JAX alone"))
     return [
         Figure(name=f"idle daemon {when}", value=value, unit="MB", reference=bare(program), against=against)

@@ -20,12 +20,14 @@ from tests.bench.reference import beside
 
 SCENARIO = "digits-500-logistic"
 NODES = 500
+# Until everybody has found everybody, and a little longer.
+BRIEF = ("--nodes", "20", "--set", "duration_s=12")
 
 # 500 logistic regressions on their own three rows of digits (1,437 rows, 500 nodes), one step a round and a mean of
 # pairs: what gossipy's nodes compute, without any message.
 BARE = """
-import time, jax, jax.numpy as jnp
-nodes, rounds = 500, 2000
+import sys, time, jax, jax.numpy as jnp
+nodes, rounds = 500, int(sys.argv[1])
 x = jax.random.normal(jax.random.key(0), (nodes, 3, 64))  # (nodes, rows, features)
 y = jax.random.randint(jax.random.key(1), (nodes, 3), 0, 10)  # (nodes, rows)
 def loss(w, x, y):
@@ -44,15 +46,17 @@ print(nodes * rounds / (time.perf_counter() - start))
 """
 
 
-def bare_updates() -> float:
+def bare_updates(rounds: int) -> float:
     """Node-updates a second of the bare JAX loop."""
-    result = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", BARE, str(rounds)], capture_output=True, text=True, timeout=300
+    )
     if result.returncode != 0:
         raise RuntimeError(result.stderr[-500:])
     return float(result.stdout)
 
 
-def bare_events(count: int = 300_000) -> float:
+def bare_events(count: int) -> float:
     """Events a second of a heap whose events do nothing but schedule the next one."""
     heap = [(float(node), node, node) for node in range(NODES)]
     heapq.heapify(heap)
@@ -65,21 +69,29 @@ def bare_events(count: int = 300_000) -> float:
     return count / seconds(run)
 
 
-def world() -> list[Figure]:
+def world(brief: bool) -> list[Figure]:
+    command = (
+        BIN / "p2psim",
+        "run",
+        SCENARIO,
+        "--seed",
+        "1",
+        "--no-checks",
+        "--json",
+        *(BRIEF if brief else ()),
+    )
     start = time.perf_counter()
-    found = answer(BIN / "p2psim", "run", SCENARIO, "--seed", "1", "--no-checks", "--json")
+    found = answer(*command)
     whole = time.perf_counter() - start
     wall = found["wall_s"]
-    assert found["nodes"] == NODES, found["nodes"]
+    nodes = found["nodes"]
+    assert nodes == (20 if brief else NODES)
     assert 0 < wall <= whole
     updates, events = found["node_updates"] / wall, found["events"] / wall
     settled = found["settled"]["node_updates"] / found["settled"]["wall_s"]
-    modelled = answer(
-        *(BIN / "p2psim", "run", SCENARIO, "--seed", "1", "--no-checks", "--json"),
-        *("--set", "compute.signatures=modelled"),
-    )
+    modelled = answer(*command, "--set", "compute.signatures=modelled")
     assert (found["signatures"], modelled["signatures"]) == ("real", "modelled")
-    where = f"{NODES} nodes, {found['accuracy']['mean']:.3f} accurate at the end"
+    where = f"{nodes} nodes, {found['accuracy']['mean']:.3f} accurate at the end"
     return [
         *beside(f"world: node-updates, {where}", updates, "logistic"),
         *beside("world: node-updates, second half: everybody has found everybody", settled, "logistic"),
@@ -92,32 +104,32 @@ def world() -> list[Figure]:
             name="world: node-updates",
             value=updates,
             unit="1/s",
-            reference=bare_updates(),
+            reference=bare_updates(20 if brief else 2000),
             against="bare JAX loop without messages",
         ),
         Figure(
             name="world: events",
             value=events,
             unit="1/s",
-            reference=bare_events(),
+            reference=bare_events(3_000 if brief else 300_000),
             against="heap whose events do nothing",
         ),
     ]
 
 
-def windows() -> list[Figure]:
+def windows(brief: bool) -> list[Figure]:
     """One run divided among all processors, beside the same run on one of them. Both find the same."""
     processes = os.cpu_count() or 1
     if processes == 1:
         return []
     figures = []
-    for signatures in ("real", "modelled"):
+    for signatures in ("real",) if brief else ("real", "modelled"):
         speeds, digests = [], []
         for jobs in (1, processes):
             found = answer(
                 *(BIN / "p2psim", "run", SCENARIO, "--seed", "1", "--no-checks", "--no-curve", "--json"),
                 *("--set", "network.preset=wan", "--set", f"compute.signatures={signatures}"),
-                *("--jobs", str(jobs)),
+                *("--jobs", str(jobs), *(BRIEF if brief else ())),
             )
             speeds.append(found["settled"]["node_updates"] / found["settled"]["wall_s"])
             digests.append(found["digest"])

@@ -3,6 +3,8 @@
 A figure without a reference says something about the machine only. So every figure stands beside one: measured in
 the same run, in turns with ours, wherever the reference can be installed; else recorded on another machine, and
 then its name says so.
+
+Each benchmark takes `brief`: the same steps on a small case, once, to see that it can be run; its figures say nothing.
 """
 
 import statistics
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Work = Callable[[], object]
+Benchmark = Callable[[bool], "list[Figure]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
