@@ -26,6 +26,8 @@ Split: TypeAlias = Literal["train", "test"]
 
 # Name and version of the exchange rules: peers with other arithmetic must not average with us.
 STRATEGY = "shard-pair/1"
+# Characters of "name/version": a hello with more is malformed to every peer (`wire.Text`).
+NAME_LENGTH_MAX = 200
 
 _SCHEMA_DOMAIN = "p2pnode/schema/v1"
 _RUN_DOMAIN = "p2pnode/run/v1"
@@ -170,11 +172,16 @@ def run_info(
         learning: Of it, what peers must agree on: shard size and genesis seed.
 
     Raises:
-        LocalError: genesis and schema do not fit each other.
+        LocalError: genesis and schema do not fit each other, or the task's name is too long to be told.
     """
     if genesis.shape != (schema.values,):
         raise LocalError(f"genesis has shape {genesis.shape}, the schema has {schema.values} values")
     name = task_name(task)
+    if len(name) > NAME_LENGTH_MAX:
+        raise LocalError(
+            f"the task's name and version have {len(name)} characters, at most {NAME_LENGTH_MAX} can be told to peers:"
+            f" {name[:60]!r}..."
+        )
     agreed = [
         _RUN_DOMAIN,
         network,

@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossip import wire
 from gossip.config import LearningConfig
 from gossip.errors import LocalError
 from gossip.learning.shards import shard_sizes, shard_slices
-from gossip.learning.task import Leaf, RunInfo, Schema, run_info
+from gossip.learning.task import NAME_LENGTH_MAX, Leaf, RunInfo, Schema, run_info
 
 SCHEMA = Schema((Leaf("b", (10,), "float32"), Leaf("w", (64, 10), "float32")))
 
@@ -108,6 +110,19 @@ def test_of_two_versions_with_parts_those_that_differ_are_named() -> None:
     # Nothing to set against each other: both names, whole.
     for other in ("named/1, 2 classes a, scale none", "named/2, 2 classes a, scale none, 4 columns b", ""):
         assert said(other) == f"our task is {ours.task!r}, the other's {other!r}"
+
+
+def test_a_name_that_no_peer_would_read_is_our_own_mistake() -> None:
+    class Long(Named):
+        version = "1" * (NAME_LENGTH_MAX - len("named/"))
+
+    name = info(task=Long()).task
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(name), type=wire.Text) == name
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(name + "1"), type=wire.Text)
+    Long.version += "1"
+    with pytest.raises(LocalError, match="201 characters, at most 200"):
+        info(task=Long())
 
 
 def test_a_genesis_of_another_length_is_our_own_mistake() -> None:
