@@ -536,9 +536,8 @@ class Node:
             return "isolated"
         if not self._joined:
             return "joining"
-        if not self._training:
-            return "exchanging"
-        return "diverged" if self._dropped >= DIVERGED else "training"
+        learning = "diverged" if self._dropped >= DIVERGED else "training"
+        return learning if self._training else "exchanging"
 
     def _begin_round(self, now: float, out: list[Effect]) -> None:
         if self._state == "stopping":
