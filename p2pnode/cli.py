@@ -12,13 +12,15 @@ with EndsAtOnce():
     import os
     import shlex
     import sys
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
     from pathlib import Path
     from typing import TYPE_CHECKING, Any, TypeVar
 
     import click
 
     from p2pnode.errors import EXIT_CODE_TEXT, ExitCode, UserError
+    from p2pnode.printable import is_text, printable
 
 if TYPE_CHECKING:
     from p2pnode.home import Home
@@ -35,6 +37,7 @@ STOP_TIMEOUT_S = 15.0
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. The only place where errors become words."""
     try:
+        _check_text(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="p2pnode", standalone_mode=False)
     except UserError as error:
         _complain(f"p2pnode: {error}")
@@ -117,9 +120,15 @@ def init(home_text: str | None, encrypt: bool, as_json: bool, **flags: Any) -> N
     homes.create(home)
     if home.config.exists() and values:
         raise UserError(ExitCode.USAGE, f"{home.config}: there is one already; change it there.")
-    public_key, node = make_identity(home, passphrase=new_passphrase(home) if encrypt else None)
-    if not home.config.exists():
-        home.config.write_text(text)
+    homes.check_no_key(home)
+    passphrase = new_passphrase(home) if encrypt else None
+    with ExitStack() as undo:
+        # Before the key: a node that has its key and not its settings starts, and in another network.
+        if not home.config.exists():
+            homes.write_config(home, text)
+            undo.callback(home.config.unlink)
+        public_key, node = make_identity(home, passphrase=passphrase)
+        undo.pop_all()
     if as_json:
         _print_json({"home": str(home.path), "id": node.hex(), "public_key": public_key.hex()})
     else:
@@ -411,6 +420,13 @@ def _home(text: str | None) -> "Home":
     from p2pnode.home import locate
 
     return locate(text, os.environ)
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse a command line that is not UTF-8 before a part of it is carried out."""
+    for word in words:
+        if not is_text(word):
+            raise click.UsageError(f"expected words in UTF-8, found {printable(word)}")
 
 
 def _settings(home: "Home", flags: list[tuple[str, str, str]]) -> "Settings":

@@ -539,7 +539,7 @@ def _leaves(error: BaseException) -> list[BaseException]:
 def _memory_bytes() -> int:
     """Resident memory of this process; at its peak where the system does not tell the present."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

@@ -396,7 +396,12 @@ class Swarm:
         return answer
 
     def _last_words(self, daemon: Daemon) -> str:
-        lines = (self._folder / f"node-{daemon.number}.log").read_text(errors="replace").strip().splitlines()
+        lines = (
+            (self._folder / f"node-{daemon.number}.log")
+            .read_text(encoding="utf-8", errors="replace")
+            .strip()
+            .splitlines()
+        )
         return printable(lines[-1]) if lines else "none."
 
     def _rival_answers(self) -> dict[int, dict[str, Any]]:
@@ -407,7 +412,12 @@ class Swarm:
         self._rival.wait(timeout=EVALUATION_S_MAX)
         out = self._rival.stdout.read()
         if self._rival.returncode != 0:
-            words = (self._folder / "alone.log").read_text(errors="replace").strip().splitlines()[-1:]
+            words = (
+                (self._folder / "alone.log")
+                .read_text(encoding="utf-8", errors="replace")
+                .strip()
+                .splitlines()[-1:]
+            )
             raise UserError(
                 ExitCode.FAILED, f"training without the swarm failed: {printable(' '.join(words))}"
             )

@@ -3,13 +3,13 @@
 safetensors because it is data and nothing else: reading it runs no code, and its header is checked before use.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from gossip.learning.codec import FloatArray
 from gossip.learning.task import Schema
+from p2pnode.whole import write_whole
 
 # Types that both numpy and every reader of safetensors know; others (bfloat16) are written as float32, which holds
 # all their values.
@@ -41,11 +41,5 @@ def write_safetensors(path: Path, schema: Schema, vector: FloatArray) -> int:
         start += size
     assert start == len(vector)
     data = save(arrays, metadata={"format": "p2pnode", "schema": schema.id.hex()})
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(data)
-        os.replace(fresh, path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    write_whole(path, data, replace=True, mode=0o666)
     return len(data)

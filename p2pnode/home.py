@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.printable import is_text, printable
+from p2pnode.whole import write_whole
 
 HOME_VARIABLE = "P2PNODE_HOME"
 PASSPHRASE_VARIABLE = "P2PNODE_PASSPHRASE"
@@ -66,9 +68,16 @@ class Home:
 
 
 def locate(flag: str | None, environ: Mapping[str, str]) -> Home:
-    """The home that is meant: `--home`, else P2PNODE_HOME, else ~/.p2pnode. Need not exist."""
+    """The home that is meant: `--home`, else P2PNODE_HOME, else ~/.p2pnode. Need not exist.
+
+    Raises:
+        UserError: HOME; its name is not text, so it could be neither printed nor pasted.
+    """
     text = flag or environ.get(HOME_VARIABLE) or "~/.p2pnode"
-    return Home(Path(text).expanduser().absolute())
+    path = Path(text).expanduser().absolute()
+    if not is_text(str(path)):
+        raise UserError(ExitCode.HOME, f"expected a home whose name is UTF-8, got {printable(str(path))}.")
+    return Home(path)
 
 
 def create(home: Home) -> None:
@@ -144,26 +153,42 @@ def write_key(home: Home, data: bytes) -> None:
         UserError: HOME.
     """
     try:
-        handle = os.open(home.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except FileExistsError as error:
-        found = home.key.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise _no_key_file(home, found) from error
-        raise UserError(
-            ExitCode.HOME,
-            f"{home.key}: there is a key already and it is never overwritten; choose another --home.",
-        ) from error
+        write_whole(home.key, data, replace=False)
+    except FileExistsError:
+        check_no_key(home)
+        raise  # another process made one and took it away again
     except OSError as error:
         raise UserError(ExitCode.HOME, f"{home.key}: cannot be written ({error.strerror}).") from error
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    directory = os.open(home.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def check_no_key(home: Home) -> None:
+    """Refuse a home that has a key, or something else in its place.
+
+    Raises:
+        UserError: HOME.
+    """
     try:
-        os.fsync(directory)  # the name of a new file is durable only with its directory
-    finally:
-        os.close(directory)
+        found = home.key.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise _no_key_file(home, found)
+    raise UserError(
+        ExitCode.HOME,
+        f"{home.key}: there is a key already and it is never overwritten; choose another --home.",
+    )
+
+
+def write_config(home: Home, text: str) -> None:
+    """Write a new config.toml, whole or not at all.
+
+    Raises:
+        UserError: HOME; it cannot be written, or there is one.
+    """
+    try:
+        write_whole(home.config, text.encode(), replace=False)
+    except OSError as error:
+        raise UserError(ExitCode.HOME, f"{home.config}: cannot be written ({error.strerror}).") from error
 
 
 def take_lock(home: Home) -> int:

@@ -169,7 +169,7 @@ def _identity(home: Home) -> Identity:
     if not home.key.exists():
         _, node = keyfile.make_identity(home, passphrase=os.environ.get(PASSPHRASE_VARIABLE))
         if not home.config.exists():
-            home.config.write_text(default_toml())
+            homes.write_config(home, default_toml())
         events.info("key_made", id=node.hex(), home=str(home.path))
     return keyfile.open_identity(home)
 

@@ -11,6 +11,16 @@ import unicodedata
 TEXT_LENGTH_MAX = 500
 
 
+def is_text(text: str) -> bool:
+    """Whether `text` has a form in UTF-8. Python gives a lone surrogate for each byte of an argument, a variable or a
+    file name that has none, and such a text can be neither printed nor written to a file of settings."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str, limit: int = TEXT_LENGTH_MAX) -> str:
     """`text` with everything that is not a visible character or a plain space escaped, cut to `limit`
     characters.

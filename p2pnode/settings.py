@@ -26,6 +26,7 @@ from msgspec import Meta
 from gossip.config import Config
 from p2pnode.address import AddressError, parse_address
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.printable import is_text
 from p2pnode.values import CHOICES, described, expected
 
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
@@ -172,9 +173,9 @@ def load(
     for variable, text in sorted((environ or {}).items()):
         if variable.startswith(ENVIRONMENT_PREFIX) and "__" in variable:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            found[name] = (_checked(name, _from_text(name, text), origin=variable), variable)
+            found[name] = (_given(name, text, origin=variable), variable)
     for flag, name, text in flags:
-        found[name] = (_checked(name, _from_text(name, text), origin=flag), flag)
+        found[name] = (_given(name, text, origin=flag), flag)
     if remembered is not None and "task.factory" not in found and remembered.exists():
         for name, value in _read(remembered):
             found.setdefault(name, (_checked(name, value, origin=str(remembered)), str(remembered)))
@@ -199,9 +200,7 @@ def default_toml(values: Mapping[str, str] | None = None) -> str:
     Every default stands in a comment, so that a later version may improve it; `values` (name -> text) are
     written as settings.
     """
-    given = {
-        name: _checked(name, _from_text(name, text), origin="--set") for name, text in (values or {}).items()
-    }
+    given = {name: _given(name, text, origin="--set") for name, text in (values or {}).items()}
     lines = [
         "# Settings of one p2pnode. What is commented out is the default. Stronger than this file are the",
         "# environment (P2PNODE_SECTION__KEY) and flags (--set section.key=value); what is in force, and who",
@@ -295,6 +294,13 @@ def _read(file: Path) -> list[tuple[str, Any]]:
             else:
                 values.append((name, value))
     return values
+
+
+def _given(name: str, text: str, *, origin: str) -> Any:
+    """The value that a flag or a variable gives to a setting."""
+    if not is_text(text):
+        raise UserError(ExitCode.USAGE, f"{origin}: {name}: expected text in UTF-8, got {described(text)}.")
+    return _checked(name, _from_text(name, text), origin=origin)
 
 
 def _from_text(name: str, text: str) -> Any:

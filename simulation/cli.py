@@ -17,6 +17,7 @@ with EndsAtOnce():
     import click
     import msgspec
 
+    from p2pnode.printable import is_text, printable
     from simulation.experiments.compare_command import compare_
     from simulation.experiments.report_command import report_
     from simulation.experiments.run_command import run_
@@ -41,6 +42,9 @@ class _Program(click.Group):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         with _fates():
+            for word in args:
+                if not is_text(word):
+                    raise click.UsageError(f"expected words in UTF-8, found {printable(word)}")
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:

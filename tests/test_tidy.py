@@ -106,6 +106,27 @@ def forbidden_calls(file: str, tree: ast.Module) -> Iterator[Finding]:
                 yield node.lineno, f"{keyword.arg}: must be False wherever it is named"
 
 
+def unnamed_encodings(file: str, tree: ast.Module) -> Iterator[Finding]:
+    """Without its name the encoding is the locale's, and what one process wrote another cannot read."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        name = ast.unparse(node.func)
+        last = name.rpartition(".")[2]
+        given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        # What is an open mode among the arguments; a file that is called so is opened under another name.
+        modes = [
+            m for a in given if isinstance(a, ast.Constant) and re.fullmatch(r"[rwxabt+]+", m := str(a.value))
+        ]
+        binary = any("b" in mode for mode in modes) or (
+            name == "gzip.open" and not any("t" in m for m in modes)
+        )
+        opens = last in ("open", "fdopen") and name != "os.open" and not binary
+        pipes = any(k.arg in ("text", "universal_newlines") for k in node.keywords) and "subprocess" in name
+        if last in ("read_text", "write_text") or opens or pipes:
+            yield node.lineno, f'{name}(): name the encoding, "utf-8"'
+
+
 def caught(handler: ast.ExceptHandler) -> list[str]:
     if handler.type is None:
         return ["everything"]
@@ -199,6 +220,7 @@ CODE = (*PACKAGES, "examples")
 RULES: list[tuple[Rule, tuple[str, ...]]] = [
     (forbidden_imports, CODE),
     (forbidden_calls, CODE),
+    (unnamed_encodings, CODE),
     (blanket_excepts, CODE),
     (stubs, CODE),
     (missing_docstrings, (*CODE, "tests")),
@@ -217,6 +239,10 @@ BREACHES: list[tuple[Rule, str]] = [
     (forbidden_calls, "eval('1')"),
     (forbidden_calls, "np.load(f, allow_pickle=True)"),
     (forbidden_calls, "import time\ntime.time()"),
+    (unnamed_encodings, "path.read_text()"),
+    (unnamed_encodings, "with open(path, 'w') as file:\n    pass"),
+    (unnamed_encodings, "gzip.open(path, 'rt')"),
+    (unnamed_encodings, "subprocess.run(['ls'], text=True)"),
     (blanket_excepts, "try:\n    f()\nexcept Exception:\n    pass"),
     (blanket_excepts, "try:\n    f()\nexcept* (OSError, Exception):\n    pass"),
     (blanket_excepts, "try:\n    f()\nexcept trio.Cancelled:\n    raise"),

@@ -123,7 +123,7 @@ def _table() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         )
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if path.is_file():
-        with gzip.open(path, "rt") as file:
+        with gzip.open(path, "rt", encoding="ascii") as file:
             return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 

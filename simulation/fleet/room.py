@@ -87,7 +87,7 @@ def machine_bytes() -> int:
         if soft != resource.RLIM_INFINITY:
             limits.append(soft)
     try:
-        limits.append(int(_CONTAINER_LIMIT.read_text()))
+        limits.append(int(_CONTAINER_LIMIT.read_text(encoding="ascii")))
     except (OSError, ValueError):
         pass  # there is no such file, or no limit in it
     return min((limit for limit in limits if limit > 0), default=0)

@@ -149,6 +149,55 @@ def test_init_twice_keeps_the_first_key(home: Path) -> None:
     assert json.loads(p2pnode("id", "--home", str(home), "--json").stdout)["id"] == first["id"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--set", b"network.name=caf\xe9"),
+        ("--data", b"/tmp/\xff.csv"),
+        ("--task", b"m\xffd:f"),
+    ],
+)
+def test_init_with_bytes_that_are_no_text_makes_nothing(home: Path, words: tuple[str | bytes, ...]) -> None:
+    """It left a key and an empty config.toml, with which the next `run` was in the network of everybody."""
+    given = [os.fsdecode(word) for word in words]
+    assert "expected words in UTF-8, found " in refused(ExitCode.USAGE, "init", "--home", str(home), *given)
+    assert not home.exists()
+
+
+def test_variables_that_are_no_text_are_refused(home: Path) -> None:
+    env = {"P2PNODE_NETWORK__NAME": os.fsdecode(b"caf\xe9")}
+    said = refused(ExitCode.USAGE, "config", "show", "--home", str(home), env=env)
+    assert "P2PNODE_NETWORK__NAME: network.name: expected text in UTF-8" in said
+    env = {"P2PNODE_HOME": os.fsdecode(bytes(home) + b"\xe9")}
+    assert "expected a home whose name is UTF-8" in refused(ExitCode.HOME, "init", env=env)
+
+
+def test_init_that_cannot_write_the_settings_makes_no_key(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    (home / "config.toml").symlink_to(home / "nowhere" / "config.toml")
+    said = refused(ExitCode.HOME, "init", "--home", str(home), "--set", "network.name=lab")
+    assert f"{home / 'config.toml'}: cannot be written" in said
+    assert not (home / "identity.key").exists()
+
+
+def test_init_that_cannot_make_a_key_leaves_no_settings(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    (home / "state").write_text("in the way")
+    refused(ExitCode.HOME, "init", "--home", str(home), "--set", "network.name=lab")
+    assert [entry.name for entry in home.iterdir()] == ["state"]
+
+
+def test_settings_beyond_ascii_are_written_whatever_the_locale_says(home: Path) -> None:
+    """In a Latin-1 or ASCII locale the file was not UTF-8, as TOML is, or was empty."""
+    program = (
+        f"from p2pnode import home; home.write_config(home.Home(home.Path({str(home)!r})), '# caf\\xe9')"
+    )
+    home.mkdir()
+    env = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | env, check=True, timeout=60)
+    assert (home / "config.toml").read_bytes() == b"# caf\xc3\xa9"
+
+
 def test_flags_of_init_become_settings(home: Path) -> None:
     p2pnode("init", "--home", str(home), "--join", "a:1", "--join", "b:2", "--set", "task.args.lr=0.5")
     shown = json.loads(p2pnode("config", "show", "--home", str(home), "--json", "--origin").stdout)
