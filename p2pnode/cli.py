@@ -10,7 +10,6 @@ from p2pnode.interrupt import EndsAtOnce
 with EndsAtOnce():
     import json
     import os
-    import shlex
     import sys
     from collections.abc import Callable, Sequence
     from contextlib import ExitStack
@@ -132,8 +131,9 @@ def init(home_text: str | None, encrypt: bool, as_json: bool, **flags: Any) -> N
     if as_json:
         _print_json({"home": str(home.path), "id": node.hex(), "public_key": public_key.hex()})
     else:
-        start = shlex.join(["p2pnode", "run", *(["--home", str(home.path)] if home_text else [])])
-        click.echo(f"home     {home.path}\nid       {node.hex()}\nsettings {home.config}\nnow      {start}")
+        click.echo(
+            f"home     {home.path}\nid       {node.hex()}\nsettings {home.config}\nnow      {home.command('run')}"
+        )
 
 
 @cli.command()
@@ -460,4 +460,9 @@ def _flag_values(
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=True, default=list))
+    click.echo(json.dumps(value, ensure_ascii=True, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Dates, which TOML has and JSON has not, as text; whatever else can be gone through as a list."""
+    return value.isoformat() if hasattr(value, "isoformat") else list(value)

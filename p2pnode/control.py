@@ -91,7 +91,7 @@ class ControlClient:
             self._socket.close()
             raise UserError(
                 ExitCode.NO_DAEMON,
-                f"no daemon runs in {home.path}; start one with `p2pnode run --home {home.path}`.",
+                f"no daemon runs in {home.path}; start one with `{home.command('run')}`.",
             ) from error
         except OSError as error:
             self._socket.close()

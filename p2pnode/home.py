@@ -13,6 +13,7 @@ start* (docs/security.md, T7): a warning would be read after the theft.
 
 import fcntl
 import os
+import shlex
 import stat
 import time
 from collections.abc import Mapping
@@ -66,6 +67,10 @@ class Home:
     def cache(self) -> Path:
         return self.path / "jax-cache"
 
+    def command(self, *words: str) -> str:
+        """`p2pnode WORDS` for this home, as people paste it into a shell."""
+        return shlex.join(["p2pnode", *words, "--home", str(self.path)])
+
 
 def locate(flag: str | None, environ: Mapping[str, str]) -> Home:
     """The home that is meant: `--home`, else P2PNODE_HOME, else ~/.p2pnode. Need not exist.
@@ -106,7 +111,7 @@ def check(home: Home) -> None:
     except OSError as error:
         raise UserError(
             ExitCode.HOME,
-            f"{home.path}: expected a home directory ({error.strerror}); make one with `p2pnode init`.",
+            f"{home.path}: expected a home directory ({error.strerror}); make one with `{home.command('init')}`.",
         ) from error
     if not stat.S_ISDIR(found.st_mode):
         raise UserError(ExitCode.HOME, f"{home.path}: expected a directory, found something else.")
@@ -125,7 +130,7 @@ def read_key(home: Home) -> bytes:
         handle = os.open(home.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise UserError(
-            ExitCode.HOME, f"{home.key}: there is no key yet; make one with `p2pnode init`."
+            ExitCode.HOME, f"{home.key}: there is no key yet; make one with `{home.command('init')}`."
         ) from error
     except OSError as error:
         raise UserError(
@@ -206,7 +211,8 @@ def take_lock(home: Home) -> int:
     except OSError as error:
         os.close(handle)
         raise UserError(
-            ExitCode.RUNNING, f"{home.path}: a daemon already runs in this home; `p2pnode stop` ends it."
+            ExitCode.RUNNING,
+            f"{home.path}: a daemon already runs in this home; `{home.command('stop')}` ends it.",
         ) from error
     return handle
 
@@ -246,5 +252,5 @@ def _refuse_open(path: Path, found: os.stat_result, *, wanted: int) -> None:
         raise UserError(
             ExitCode.HOME,
             f"{path}: expected mode {wanted:04o} or stricter, found {mode:04o}; "
-            f"run `chmod {wanted:o} {path}`.",
+            f"run `{shlex.join(['chmod', f'{wanted:o}', str(path)])}`.",
         )

@@ -29,7 +29,7 @@ from p2pnode.home import PASSPHRASE_VARIABLE, Home
 from p2pnode.interrupt import EndsAtOnce
 from p2pnode.recording import TRACE_MB, Recorder
 from p2pnode.remembered import remember
-from p2pnode.settings import TABLE, Settings, default_toml, to_toml
+from p2pnode.settings import TABLE, Settings, default_toml, to_text
 from p2pnode.starting import Starting
 from p2pnode.store import SqliteStore, Store
 from p2pnode.tasks import load_task, task_factory
@@ -137,12 +137,15 @@ def join_command(settings: Settings, address: str) -> str:
     words = ["p2pnode", "run", "--join", reachable]
     for name in SHARED_SETTINGS:
         if settings.value(name) != TABLE[name].default:
-            words += ["--set", f"{name}={settings.value(name)}"]
+            words += ["--set", f"{name}={to_text(name, settings.value(name))}"]
     for name, value in settings.task_args.items():
         if name == "path":
             words += ["--data", "DATA"]
         else:
-            words += ["--set", f"task.args.{name}={'PART' if name == 'part' else to_toml(value)}"]
+            words += [
+                "--set",
+                f"task.args.{name}={'PART' if name == 'part' else to_text(f'task.args.{name}', value)}",
+            ]
     return shlex.join(words)
 
 

@@ -6,13 +6,16 @@ A key that nobody knows is refused with the nearest one that exists: a misspelt 
 ignored costs a night.
 
 Environment: `P2PNODE_SECTION__KEY`, for example `P2PNODE_LEARNING__LOCAL_STEPS=8`. Command line:
-`--set learning.local_steps=8`. Both are read as TOML values, and as plain text where that fails.
+`--set learning.local_steps=8`. What a setting takes decides how its text is read: text as it stands, a list between
+commas, a number as TOML writes it. Only the arguments of a task, whose kinds are not known, are read as TOML values,
+and as plain text where that fails.
 """
 
 import dataclasses
+import datetime
 import difflib
 import inspect
-import json
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +30,7 @@ from gossip.config import Config
 from p2pnode.address import AddressError, parse_address
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.printable import is_text
-from p2pnode.values import CHOICES, described, expected
+from p2pnode.values import CHOICES, described, expected, rule
 
 Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 
@@ -191,7 +194,7 @@ def parse_assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or "." not in name:
         raise UserError(ExitCode.USAGE, f"--set expects section.key=value, got {text!r}.")
-    return name.strip(), value.strip()
+    return name.strip(), value
 
 
 def default_toml(values: Mapping[str, str] | None = None) -> str:
@@ -220,7 +223,7 @@ def default_toml(values: Mapping[str, str] | None = None) -> str:
         if section == "task":
             lines += ["", "[task.args]"]
             lines += [
-                f"{json.dumps(name.removeprefix(TASK_ARGS))} = {to_toml(value)}"
+                f"{toml_key(name.removeprefix(TASK_ARGS))} = {to_toml(value)}"
                 for name, value in given.items()
                 if name.startswith(TASK_ARGS)
             ] or ["# Keyword arguments of the factory, for example:", "# lr = 0.1"]
@@ -273,7 +276,7 @@ def _read(file: Path) -> list[tuple[str, Any]]:
         document = tomllib.loads(data.decode())
     except OSError as error:
         raise UserError(ExitCode.USAGE, f"{file}: cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise UserError(ExitCode.USAGE, f"{file}: expected a TOML file, got: {error}.") from error
     values: list[tuple[str, Any]] = []
     for section, table in document.items():
@@ -306,22 +309,36 @@ def _given(name: str, text: str, *, origin: str) -> Any:
 def _from_text(name: str, text: str) -> Any:
     """Read the text of a flag or variable: as the type of the setting wants it."""
     row = TABLE.get(name)
-    wanted = row.kind if row else None
-    if wanted is str and not text.startswith(('"', "'")):
-        return text
-    if wanted == tuple[str, ...] and not text.lstrip().startswith("["):
+    if row is not None and row.kind is str:
+        # Blanks around an address or one of a few words are a matter of typing, those in a name belong to it.
+        return text.strip() if name in _ADDRESSES or rule(row.hint).choices else text
+    if row is not None and row.kind == tuple[str, ...]:
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
         document = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: a number of too many digits, too
         return text
-    value = document.get("value")
-    # A second line would smuggle in a second key; dates are text to us.
-    return value if len(document) == 1 and isinstance(value, bool | int | float | str | list | dict) else text
+    # A second line would smuggle in a second key.
+    return document["value"] if len(document) == 1 else text
+
+
+def to_text(name: str, value: Any) -> str:
+    """`value` as a flag or variable gives it to the setting: what `_from_text` reads."""
+    if isinstance(value, str) and name in TABLE:
+        return value
+    if isinstance(value, tuple) and name in TABLE:
+        return ",".join(value)
+    return to_toml(value)
 
 
 def _checked(name: str, value: Any, *, origin: str) -> Any:
-    if name.startswith(TASK_ARGS) and len(name) > len(TASK_ARGS):
+    if name.startswith(TASK_ARGS):
+        argument = name.removeprefix(TASK_ARGS)
+        if not argument.isidentifier():
+            raise UserError(
+                ExitCode.USAGE,
+                f"{origin}: task.args: expected the name of a keyword argument, got {described(argument)}.",
+            )
         return value  # the factory knows
     if name not in TABLE:
         raise _unknown(name, TABLE, origin=origin, kind="setting")
@@ -329,6 +346,11 @@ def _checked(name: str, value: Any, *, origin: str) -> Any:
     want = expected(row.hint, value, finite=False)
     if want:
         raise UserError(ExitCode.USAGE, f"{origin}: {name}: expected {want}, got {described(value)}.")
+    if isinstance(value, str) and "\0" in value:
+        # No command line could say it again.
+        raise UserError(
+            ExitCode.USAGE, f"{origin}: {name}: expected text without NUL, got {described(value)}."
+        )
     result: Any = msgspec.convert(value, row.kind, strict=True)
     for address in _ADDRESSES[name](result) if name in _ADDRESSES else ():
         try:
@@ -375,13 +397,29 @@ def _assembled(found: Mapping[str, tuple[Any, str]]) -> Settings:
 
 
 def to_toml(value: Any) -> str:
-    """`value` as it stands behind `key = ` in a TOML file."""
+    """`value` as it stands behind `key = ` in a TOML file, on one line and without a character that cannot be seen."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return '"' + "".join(map(_toml_character, value)) + '"'
     if isinstance(value, tuple | list):
         return "[" + ", ".join(to_toml(part) for part in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {to_toml(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_key(key)} = {to_toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     return repr(value)
+
+
+def toml_key(key: str) -> str:
+    """`key` as it stands before the `=` in a TOML file."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else to_toml(key)
+
+
+def _toml_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -52,7 +52,7 @@ def peers_text(peers: Sequence[Mapping[str, Any]]) -> str:
 
 def settings_text(rows: Iterable[tuple[str, Any, str]], *, origin: bool) -> str:
     """TOML of (name, value, origin), with the origin in a comment if wanted."""
-    from p2pnode.settings import to_toml
+    from p2pnode.settings import to_toml, toml_key
 
     lines: list[str] = []
     section = ""
@@ -61,7 +61,7 @@ def settings_text(rows: Iterable[tuple[str, Any, str]], *, origin: bool) -> str:
         if place != section:
             lines += ([""] if lines else []) + [f"[{place}]"]
             section = place
-        line = f"{key} = {to_toml(value)}"
+        line = f"{toml_key(key)} = {to_toml(value)}"
         lines.append(f"{line:<40} # {printable(who)}" if origin else line)
     return "\n".join(lines)
 

@@ -52,11 +52,15 @@ def replay_command(
         curve: Whether there is one.
         check: Whether the checkers watch; the report says how often they did.
     """
-    words = ["p2psim", "run", scenario, "--seed", str(seed), *(f"--set={one}" for one in changes)]
+    words = ["p2psim", "run", "--seed", str(seed), *(f"--set={one}" for one in changes)]
+    if not scenario.startswith("-"):
+        words.insert(2, scenario)
     if every_s is not None and curve:
         words.append(f"--every={every_s!r}".removesuffix(".0"))
     words += [] if curve else ["--no-curve"]
     words += [] if check else ["--no-checks"]
+    if scenario.startswith("-"):  # a file that would be read as an option
+        words += ["--", scenario]
     return shlex.join(words)
 
 

@@ -71,7 +71,8 @@ def test_the_name_of_the_network_reaches_the_core_even_if_it_looks_like_a_number
 def test_lists_are_written_with_commas_on_the_command_line() -> None:
     loaded = settings.load(flags=[("--join", "node.join", "a:1, b:2")])
     assert loaded.node.join == ("a:1", "b:2")
-    assert settings.load(flags=[("--set", "node.join", '["c:3"]')]).node.join == ("c:3",)
+    with pytest.raises(UserError, match="expected a port"):  # a flag is text, never TOML by its look
+        settings.load(flags=[("--set", "node.join", '["c:3"]')])
 
 
 def test_arguments_of_the_task_are_free_and_typed_by_their_look(tmp_path: Path) -> None:
@@ -180,6 +181,46 @@ def test_assignments_need_a_section_and_a_value() -> None:
         with pytest.raises(UserError, match=r"section\.key=value"):
             settings.parse_assignment(wrong)
     assert settings.parse_assignment("a.b=c=d") == ("a.b", "c=d")
+    assert settings.parse_assignment(" a.b = c ") == ("a.b", " c ")
+
+
+def test_blanks_around_a_number_a_word_or_an_address_do_not_matter_and_those_of_a_name_do() -> None:
+    flags = [("--set", name, " x ".replace("x", text)) for name, text in BLANKS.items()]
+    loaded = settings.load(flags=flags)
+    assert {name: str(loaded.value(name)) for name in BLANKS} == BLANKS | {"network.name": " lab "}
+
+
+BLANKS = {"dht.k": "3", "exchange.codec": "int4", "node.listen": "[::1]:1", "network.name": "lab"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "part"),
+    [
+        (("network.name", "a\0b"), "network.name: expected text without NUL"),
+        (("task.args.a b", "1"), "expected the name of a keyword argument, got text ('a b')"),
+        (("task.args.", "1"), "expected the name of a keyword argument"),
+        (("dht.k", "9" * 5000), "dht.k: expected a whole number"),
+        (("node.join", "a:" + "0" * 5000), "node.join: expected a port"),
+        (("node.advertise", "a b:1"), "node.advertise: expected host:port"),
+    ],
+)
+def test_what_no_line_could_say_again_is_refused(flag: tuple[str, str], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings.load(flags=[("--set", *flag)])
+    assert part in str(caught.value)
+
+
+def test_a_number_of_too_many_digits_in_a_file_is_a_sentence(tmp_path: Path) -> None:
+    assert "expected a TOML file" in sentence(tmp_path, f"[dht]\nk = {'9' * 5000}")
+
+
+def test_dates_among_the_arguments_of_a_task_are_shown(tmp_path: Path) -> None:
+    loaded = settings.load(file=written(tmp_path, "[task.args]\nsince = 2024-02-29\n"))
+    (line,) = [row for row in settings.shown(loaded) if row[0] == "task.args.since"]
+    assert settings.to_toml(line[1]) == "2024-02-29"
+    assert dict(settings.load(flags=[("--set", "task.args.since", "2024-02-29")]).task_args) == dict(
+        loaded.task_args
+    )
 
 
 def test_every_number_of_the_core_has_a_range_and_its_default_lies_in_it() -> None:
