@@ -15,15 +15,15 @@ def parse_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     if not colon or not host:
-        raise AddressError(f"expected host:port, got {address!r}")
+        raise AddressError(f"expected host:port, got {address!r:.200}")
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise AddressError(f"expected a port between 0 and 65535 after the last colon, got {address!r}")
+        raise AddressError(f"expected a port between 0 and 65535 after the last colon, got {address!r:.200}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise AddressError(f"expected [address]:port for an IPv6 address, got {address!r}")
+        raise AddressError(f"expected [address]:port for an IPv6 address, got {address!r:.200}")
     if not host or not host.isprintable() or any(mark in host for mark in " ,[]/@"):
-        raise AddressError(f"expected host:port, got {address!r}")
+        raise AddressError(f"expected host:port, got {address!r:.200}")
     return host, int(port)
 
 

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 import trio
 
+from p2pnode.address import AddressError, parse_address
 from p2pnode.control import CONTROL_VERSION, REQUEST_BYTES_MAX, socket_address
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import Home
@@ -218,6 +219,11 @@ class ControlServer:
             raise RequestError(
                 "params", f"expected addresses, a list of 1 to {ADDRESSES_MAX} texts host:port"
             )
+        try:
+            for address in addresses:
+                parse_address(address)
+        except AddressError as error:
+            raise RequestError("params", f"addresses: {error}") from error
         return await self._served.join(tuple(addresses))
 
     async def _stop(self, params: Mapping[str, Any]) -> Any:

@@ -186,6 +186,9 @@ def test_without_a_daemon_the_sentence_says_how_to_start_one(home: Home) -> None
         (b'{"id": 1, "v": 1' + b"0" * 400 + b', "method": "id"}', "version"),
         (b'{"id": 1, "method": "join", "params": {"addresses": []}}', "params"),
         (b'{"id": 1, "method": "join", "params": {"addresses": [1]}}', "params"),
+        (b'{"id": 1, "method": "join", "params": {"addresses": ["a:1", "foo"]}}', "params"),
+        (b'{"id": 1, "method": "join", "params": {"addresses": ["::1:7400"]}}', "params"),
+        (b'{"id": 1, "method": "join", "params": {"addresses": ["a:' + b"0" * 5000 + b'"]}}', "params"),
         (b'{"id": 1, "method": "subscribe", "params": {"interval_s": "often"}}', "params"),
         (b'{"id": 1, "method": "save"}', "failed"),
     ],
@@ -295,6 +298,17 @@ def test_no_request_at_all_ends_the_server(home: Home) -> None:
         return count
 
     assert served(home, conversation, patience_s=120.0) >= 100
+
+
+def test_what_is_no_address_is_named_and_none_of_the_others_is_joined(home: Home) -> None:
+    def conversation(daemon: SmallDaemon) -> tuple[str, object]:
+        with ControlClient(home) as client, pytest.raises(ControlError) as caught:
+            client.call("join", addresses=["a:1", "foo"])
+        return str(caught.value), daemon.joined
+
+    said, joined = served(home, conversation)
+    assert "addresses: expected host:port, got 'foo'" in said
+    assert not joined
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
