@@ -36,6 +36,12 @@ Value: TypeAlias = bool | int | float | str | tuple[str, ...]
 
 # A settings file is written by hand; one that is longer is not a settings file.
 FILE_BYTES_MAX = 2**20
+# What a record takes (`gossip.dht.records`), which is not imported: settings are read by commands that start fast. A
+# test compares them.
+ADVERTISED_MAX = 8
+ADVERTISED_EACH_MAX = 128
+# All of them, beside keys and signature in 1,000 bytes.
+ADVERTISED_CHARACTERS_MAX = 640
 ENVIRONMENT_PREFIX = "P2PNODE_"
 TASK_ARGS = "task.args."
 
@@ -357,7 +363,24 @@ def _checked(name: str, value: Any, *, origin: str) -> Any:
             parse_address(address)
         except AddressError as error:
             raise UserError(ExitCode.USAGE, f"{origin}: {name}: {error}.") from error
+    if name == "node.advertise":
+        _check_advertised(result, origin)
     return result
+
+
+def _check_advertised(addresses: tuple[str, ...], origin: str) -> None:
+    """They go into a signed record, which has little room and takes no character that cannot be seen."""
+    if len(addresses) > ADVERTISED_MAX or sum(map(len, addresses)) > ADVERTISED_CHARACTERS_MAX:
+        want = f"at most {ADVERTISED_MAX} addresses with {ADVERTISED_CHARACTERS_MAX} characters together"
+        raise UserError(
+            ExitCode.USAGE, f"{origin}: node.advertise: expected {want}, got {described(addresses)}."
+        )
+    for address in addresses:
+        if not address.isascii() or len(address) > ADVERTISED_EACH_MAX or parse_address(address)[1] == 0:
+            want = f"host:port in ASCII, at most {ADVERTISED_EACH_MAX} characters, the port not 0"
+            raise UserError(
+                ExitCode.USAGE, f"{origin}: node.advertise: expected {want}, got {address!r:.200}."
+            )
 
 
 def _unknown(name: str, known: Iterable[str], *, origin: str, kind: str) -> UserError:
