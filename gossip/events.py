@@ -127,6 +127,8 @@ class PeerUp(Struct, frozen=True):
     key: PublicKey
     address: str  # host:port of the other end as we see it; for an outbound connection: what we dialled
     inbound: bool
+    # Our end of it, host:port, as others on the same network can dial us; empty: not known, or of no use to them.
+    local: str = ""
 
 
 class PeerDown(Struct, frozen=True):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from crypto.identity import PublicKey
+from gossip.addresses import is_loopback
 from gossip.dht.ids import NodeId
 from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Send
 
@@ -41,6 +42,7 @@ class Link(Struct):
     address: str
     inbound: bool
     since: float
+    nearby: bool = False  # the peer is on this machine
     greeted: bool = False  # its hello has come
     faults: int = 0  # what the peer did wrong on this connection
     silent: int = 0  # requests in a row that it did not answer
@@ -81,6 +83,11 @@ class Links:
     def items(self) -> list[tuple[NodeId, Link]]:
         return list(self._up.items())
 
+    def nearby(self, node: NodeId) -> bool:
+        """Whether `node` is connected over loopback."""
+        link = self._up.get(node)
+        return link is not None and link.nearby
+
     def resting(self, node: NodeId, now: float) -> bool:
         """Whether a dial to `node` failed so recently that we do not try again yet."""
         failure = self._failures.get(node)
@@ -110,8 +117,9 @@ class Links:
 
     def opened(self, event: PeerUp, now: float) -> None:
         self._uses += 1
+        nearby = is_loopback(event.address) or is_loopback(event.local)
         self._up[event.peer] = Link(
-            event.key, event.address, event.inbound, now, budget_at=now, used=self._uses
+            event.key, event.address, event.inbound, now, nearby=nearby, budget_at=now, used=self._uses
         )
         self._inbound += event.inbound
 

@@ -56,6 +56,7 @@ from gossip.events import (
     Woken,
 )
 from gossip.exchange import Ended, Exchanges
+from gossip.hello import Hellos
 from gossip.learning.task import RunInfo
 from gossip.links import Links
 from gossip.membership import Membership
@@ -103,7 +104,7 @@ class Node:
         identity: Who signs.
         config: Settings, see gossip/config.py.
         run: What is trained; peers of another run are refused.
-        addresses: Where others can reach us, "host:port"; empty: only outbound.
+        addresses: Where others can reach us, "host:port"; empty: only outbound, until a `PeerUp` says more.
         rng: For choices that need not be secret.
         entropy: entropy(n) -> n secret random bytes.
         store: What `Persist` kept in the last life; empty for a new node.
@@ -149,6 +150,7 @@ class Node:
             rng=rng,
             send=self._send_request,
             found=self._provider_found,
+            nearby=self._links.nearby,
             secret=entropy(16),
         )
         self._membership = Membership(self.id, pool_max=config.membership.pool_max, key=entropy(16))
@@ -169,11 +171,10 @@ class Node:
         self._places = {provider_key(run.id, shard): shard for shard in range(len(run.shard_sizes))}
         # Shards in the order of their last exchange, the longest ago first.
         self._turn = list(range(len(run.shard_sizes)))
-        self._addresses = addresses
         self._remembered = memory.peers(store)
         self._bootstrap = Bootstrap(rng)
         self._walk_s = config.membership.walk_interval_s / WALK_START
-        self._hello = b""
+        self._hellos = Hellos(run, self._directory)
         self._same_run: dict[NodeId, bool] = {}
         self._state = "starting"
         self._entered = False  # somebody let us into the network since we were last alone
@@ -282,9 +283,10 @@ class Node:
         if self._links.banned(event.peer, now):
             out.append(Drop(event.peer, "it broke the protocol a moment ago"))
             return
-        if not self._hello:
-            self._hello = self._make_hello(out)
-        out.append(Send(event.peer, self._hello))
+        if event.local:
+            self._directory.reached_at(event.local)
+        hello = self._hellos.frame(nearby=self._links.nearby(event.peer), out=out)
+        out.append(Send(event.peer, hello))
         self._links.flush(event.peer, out)
         self._deadlines.set(("hello", event.peer), now + self._config.dht.request_timeout_s)
         out.append(Emit(Connected(event.peer, event.address, event.inbound)))
@@ -320,19 +322,6 @@ class Node:
 
     def _send_request(self, contact: Contact, message: Request, now: float, out: list[Effect]) -> bool:
         return self._links.send(contact.node, contact.addresses, wire.encode(message), now, out)
-
-    def _make_hello(self, out: list[Effect]) -> bytes:
-        return wire.encode(
-            wire.Hello(
-                agent="p2pnode/1",
-                record=self._directory.peer_record(out),
-                run=self._run.id,
-                schema=self._run.schema,
-                shards=list(range(len(self._run.shard_sizes)))[:1024],
-                task=self._run.task[:200],
-                version=wire.PROTOCOL_VERSION,
-            )
-        )
 
     # --- messages -----------------------------------------------------------------------------------
 
@@ -459,7 +448,7 @@ class Node:
         """
         known = {address for contact in self._membership.contacts() for address in contact.addresses}
         known.update(link.address for _, link in self._links.items())
-        known.update(self._addresses)
+        known.update(self._directory.addresses)
         gone = [a for a in dict.fromkeys([*self._bootstrap.named, *self._remembered]) if a not in known]
         if gone:
             out.append(Dial(self._rng.choice(gone), None))

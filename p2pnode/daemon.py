@@ -64,7 +64,7 @@ from p2pnode.recording import Recorder
 from p2pnode.store import Store
 from p2pnode.tasks import TASK_FAULTS
 from p2pnode.tasks.faults import what_came
-from p2pnode.tcp import reachable_address
+from p2pnode.tcp import own_address, reachable_address
 from p2pnode.transport import Listener, Transport
 from p2pnode.worker import Trains, Worker
 
@@ -157,6 +157,8 @@ class Daemon:
             entropy=entropy,
             counters=self.counters,
             limits=limits or Limits(inbound_max=inbound_kept(config.connections_max) + NEWCOMERS),
+            # Who said where others reach us knows better than we do: our end may be behind a router.
+            reached_at=lambda local: "" if advertise else own_address(local, self._address),
         )
         self._worker = Worker(
             learner=learner,
@@ -206,7 +208,7 @@ class Daemon:
             self._identity,
             self._config,
             self._run,
-            addresses=self._advertise or (reachable_address(listener.address),),
+            addresses=self._advertise or tuple(filter(None, [reachable_address(listener.address)])),
             rng=self._rng,
             entropy=self._entropy,
             store=self._entries(),

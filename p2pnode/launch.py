@@ -23,6 +23,7 @@ from gossip.learning.learner import Learner
 from gossip.learning.task import run_info
 from p2pnode import control_server, doctor, heap, keyfile, log
 from p2pnode import home as homes
+from p2pnode.address import parse_address
 from p2pnode.daemon import Daemon
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import PASSPHRASE_VARIABLE, Home
@@ -127,13 +128,15 @@ def examine_task(settings: Settings) -> dict[str, Any]:
 def join_command(settings: Settings, address: str) -> str:
     """What to type on the next machine: how to reach us, and the settings that both must share.
 
-    What differs from machine to machine stands there as a word in capitals: DATA, its file, and PART, its number.
+    What differs from machine to machine stands there as a word in capitals: DATA, its file, and PART, its number. So
+    does HOST, an address of ours, where we listen on all interfaces and none of them leads everywhere.
 
     Args:
         settings: Ours.
         address: Where we listen.
     """
     reachable = settings.node.advertise[0] if settings.node.advertise else reachable_address(address)
+    reachable = reachable or f"HOST:{parse_address(address)[1]}"
     words = ["p2pnode", "run", "--join", reachable]
     for name in SHARED_SETTINGS:
         if settings.value(name) != TABLE[name].default:

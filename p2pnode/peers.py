@@ -60,6 +60,7 @@ class Peers:
         entropy: For handshakes.
         counters: What is counted.
         limits: On strangers.
+        reached_at: Where the peer, and those beside it, can reach us, of our end of a connection; empty: unknown.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Peers:
         entropy: Callable[[int], bytes],
         counters: Counters,
         limits: Limits | None = None,
+        reached_at: Callable[[str], str] = lambda local: "",
     ) -> None:
         self._identity = identity
         self._id = node_id(identity.public_key)
@@ -81,6 +83,7 @@ class Peers:
         self._post = post
         self._entropy = entropy
         self._counters = counters
+        self._reached_at = reached_at
         self._door = Door(limits or Limits())
         self._open: SimultaneousOpen[_Held] = SimultaneousOpen(self._id)
         # Address being dialled -> the orders that wait for the outcome.
@@ -265,7 +268,8 @@ class Peers:
         if self._stopping:
             raise LinkError(Failure.CLOSED, "We are stopping.")
         peer = connection.peer
-        held = _Held(connection, PeerUp(peer, connection.key, address, inbound))
+        local = self._reached_at(connection.link.local)
+        held = _Held(connection, PeerUp(peer, connection.key, address, inbound, local))
         if self._open.role(peer) is Role.DECIDER:
             word, replaced = self._open.decide(peer, held, inbound=inbound, now=trio.current_time())
             if word is Word.DUPLICATE:

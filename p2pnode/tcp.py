@@ -18,18 +18,28 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Of a listening socket that is gone or was never one: ours to fix. Everything else is the pending error of a connection
 # that died in the backlog (accept(2), "error handling"), and the next one may be fine.
 _OURS = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
+_ALL_INTERFACES = ("0.0.0.0", "::")
 
 
 class TcpLink(Link):
-    """A connected socket that remembers the other end's address: after a reset the system has forgotten it."""
+    """A connected socket that remembers the addresses of both ends: after a reset the system has forgotten them.
+
+    Raises:
+        OSError: it has forgotten them already.
+    """
 
     def __init__(self, stream: trio.SocketStream, remote: str) -> None:
         self._stream = stream
         self._remote = remote
+        self._local = format_address(*stream.socket.getsockname()[:2])
 
     @property
     def remote(self) -> str:
         return self._remote
+
+    @property
+    def local(self) -> str:
+        return self._local
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -69,11 +79,9 @@ class TcpListener:
                 await trio.sleep(ACCEPT_PAUSE_S if error.errno in _EXHAUSTED else 0)
                 continue
             try:
-                host, port = stream.socket.getpeername()[:2]
+                return TcpLink(stream, format_address(*stream.socket.getpeername()[:2]))
             except OSError:  # gone again before we looked
                 await trio.aclose_forcefully(stream)
-                continue
-            return TcpLink(stream, format_address(host, port))
 
     async def aclose(self) -> None:
         await self._listener.aclose()
@@ -96,9 +104,14 @@ class TcpTransport:
     async def dial(self, address: str) -> Link:
         host, port = parse_address(address)
         try:
-            return TcpLink(await trio.open_tcp_stream(host, port), address)
+            stream = await trio.open_tcp_stream(host, port)
         except UnicodeError as error:
             raise _no_name(address) from error
+        try:
+            return TcpLink(stream, address)
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            raise
 
 
 def _no_name(address: str) -> AddressError:
@@ -110,16 +123,33 @@ def _no_name(address: str) -> AddressError:
 def reachable_address(address: str) -> str:
     """`address`, with the address of this machine on the way to others in place of "all interfaces".
 
-    127.0.0.1 (or ::1) where there is no way to others. Behind a router that translates addresses it is the inner one;
-    then people must say what to advertise.
+    Empty where there is no way to everywhere: then connections tell how we are reached (`own_address`). Behind a router
+    that translates addresses it is the inner one; then people must say what to advertise.
     """
     host, port = parse_address(address)
-    if host == "0.0.0.0":
-        # Blocks for documentation: connecting a datagram socket sends nothing, it only asks the routing table.
-        return format_address(_source(socket.AF_INET, "192.0.2.1") or "127.0.0.1", port)
-    if host == "::":
-        return format_address(_source(socket.AF_INET6, "2001:db8::1") or "::1", port)
-    return address
+    if host not in _ALL_INTERFACES:
+        return address
+    # Blocks for documentation: connecting a datagram socket sends nothing, it only asks the routing table.
+    family, target = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
+    source = _source(family, target)
+    return format_address(source, port) if source else ""
+
+
+def own_address(local: str, listening: str) -> str:
+    """Where those on the network that a connection comes from can reach us; empty where they cannot.
+
+    Args:
+        local: Our end of the connection.
+        listening: Where we listen.
+    """
+    host, _ = parse_address(local)
+    bound, port = parse_address(listening)
+    if bound not in _ALL_INTERFACES:
+        return listening if host == bound else ""
+    # We listen in one family only, and a zone ("%eth0") means something else on every machine.
+    if (":" in host) != (":" in bound) or "%" in host:
+        return ""
+    return format_address(host, port)
 
 
 def _source(family: socket.AddressFamily, target: str) -> str:

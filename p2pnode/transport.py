@@ -19,6 +19,11 @@ class Link(trio.abc.HalfCloseableStream):
     def remote(self) -> str:
         """Address of the other end as we see it: host:port."""
 
+    @property
+    @abc.abstractmethod
+    def local(self) -> str:
+        """Address of our end: host:port. Of a connection that we dialled, not the port on which we listen."""
+
 
 class Listener(Protocol):
     """Where others reach us, until `aclose`."""

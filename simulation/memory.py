@@ -88,8 +88,8 @@ class MemoryTransport:
         await trio.sleep(math.inf if took is None else took)
         there, back = _Pipe(_Way(model, self._host, host)), _Pipe(_Way(model, host, self._host))
         own = format_address(self._host, self._network.free_port(self._host))
-        near = MemoryLink(receive=back, send=there, remote=address)
-        far = MemoryLink(receive=there, send=back, remote=own)
+        near = MemoryLink(receive=back, send=there, local=own, remote=address)
+        far = MemoryLink(receive=there, send=back, local=address, remote=own)
         self._network.listener(address).knock(far)
         return near
 
@@ -130,14 +130,19 @@ class MemoryListener:
 class MemoryLink(Link):
     """One end of a connection: a pipe each way."""
 
-    def __init__(self, *, receive: "_Pipe", send: "_Pipe", remote: str) -> None:
+    def __init__(self, *, receive: "_Pipe", send: "_Pipe", local: str, remote: str) -> None:
         self._receive = receive
         self._send = send
+        self._local = local
         self._remote = remote
 
     @property
     def remote(self) -> str:
         return self._remote
+
+    @property
+    def local(self) -> str:
+        return self._local
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._send.put(data)

@@ -13,11 +13,13 @@ from math import inf
 from msgspec import Struct
 
 from crypto.identity import PublicKey, Signer, Verify
+from gossip.addresses import is_loopback
 from gossip.config import DhtConfig
 from gossip.deadlines import Deadlines
 from gossip.dht.ids import Key, NodeId, node_id
 from gossip.dht.lookup import Lookup
 from gossip.dht.records import (
+    ADDRESSES_MAX,
     Opened,
     Peeked,
     PeerRecord,
@@ -28,7 +30,7 @@ from gossip.dht.records import (
     peek_record,
     sign_record,
 )
-from gossip.dht.routing import Contact, RoutingTable
+from gossip.dht.routing import Contact, RoutingTable, subnet_of
 from gossip.errors import Reason, RemoteError
 from gossip.events import Effect, Emit, Looked, Refused
 from gossip.sequence import Sequence
@@ -53,6 +55,9 @@ VERIFIED_MAX = 4096
 # are known.
 READ_WIDTH = 4
 
+# Own addresses learned from connections. Wired, wireless, a tunnel and one to spare: a guess.
+REACHED_MAX = 4
+
 Request = FindNode | GetRecords | PutRecord | Ping
 Answer = Nodes | Records | Stored | Pong
 
@@ -75,7 +80,9 @@ class _Running(Struct):
 class Directory:
     """Args:
     send: Puts a message on the way to a contact, dialling if need be; False when that cannot be done now.
+    addresses: Where others reach us, as far as we were told; connections tell more (`reached_at`).
     found: Told each provider record that a lookup brings, and the place it was found at.
+    nearby: Whether a peer is connected over loopback: no other is told loopback addresses, or believed.
     secret: 16 bytes for the record store's choice of what to keep.
     """
 
@@ -93,13 +100,16 @@ class Directory:
         rng: random.Random,
         send: Callable[[Contact, Request, float, list[Effect]], bool],
         found: Callable[[Contact, Key], None],
+        nearby: Callable[[NodeId], bool],
         secret: bytes,
     ) -> None:
         self._identity = identity
         self._check = verify
         self._network = network
         self._run = run
-        self._addresses = addresses
+        self._given = addresses
+        self._reached: dict[str, None] = {}  # local ends of connections, the one seen last at the end
+        self.addresses = addresses
         self._own = node_id(identity.public_key)
         self._config = config
         self._sequence = sequence
@@ -107,6 +117,7 @@ class Directory:
         self._rng = rng
         self._send = send
         self._found = found
+        self._nearby = nearby
         # The node refreshes every 0.8 to 1.2 intervals; what was not looked into since the last time is due.
         self.table = RoutingTable(self._own, k=config.k, refresh_interval_s=0.8 * config.refresh_interval_s)
         self.records = RecordStore(
@@ -126,10 +137,38 @@ class Directory:
 
     # --- own records --------------------------------------------------------------------------------
 
-    def peer_record(self, out: list[Effect]) -> bytes:
-        """A fresh signed record of our own addresses."""
+    def reached_at(self, address: str) -> None:
+        """A connection has this end: those on the network that it comes from can reach us there.
+
+        A machine on several networks has an address in each, and one that moves has another tomorrow. The newest come
+        first, before what we were told at the start, but behind those that are reached from everywhere; the one that no
+        connection had for the longest time goes.
+        """
+        seen = address in self._reached
+        self._reached.pop(address, None)
+        self._reached[address] = None
+        if seen:
+            return
+        if len(self._reached) > REACHED_MAX:
+            del self._reached[next(iter(self._reached))]
+        addresses = dict.fromkeys([*reversed(self._reached), *self._given])
+        if set(addresses) == set(self.addresses):
+            return
+        before = self.told(nearby=True)
+        self.addresses = tuple(sorted(addresses, key=lambda one: subnet_of(one) is None))[:ADDRESSES_MAX]
+        if self.told(nearby=True) != before:
+            self._published.clear()  # what was published leads elsewhere
+
+    def told(self, *, nearby: bool) -> tuple[str, ...]:
+        """Our addresses as a peer may hear them. One on this machine (`nearby`) is told a loopback address, too, where
+        there is no other: records are passed on, so the others do for both."""
+        far = tuple(address for address in self.addresses if not is_loopback(address))
+        return far or (self.addresses if nearby else ())
+
+    def peer_record(self, told: tuple[str, ...], out: list[Effect]) -> bytes:
+        """A fresh signed record of our own addresses, of which those `told` are in it."""
         record = PeerRecord(
-            addresses=self._addresses,
+            addresses=told,
             key=self._identity.public_key,
             run=self._run,
             seq=self._sequence.take(out),
@@ -145,7 +184,7 @@ class Directory:
         Not verified here: the channel has proved whose it is. The signature is for third parties, and everybody
         checks it before dialling because of a record.
         """
-        contact = contact_of(record, None)
+        contact = self._heard(record, None, peer)
         if contact is None or contact.node != peer:
             raise RemoteError(Reason.BAD_RECORD, "the record in hello is not the sender's own")
         probe = self.table.offer(contact, now)
@@ -189,7 +228,10 @@ class Directory:
             case FindNode():
                 return Nodes(message.n, self._nearest(message.target, peer))
             case GetRecords():
-                records = self.records.get(Key(message.key), now, limit=20, rng=self._rng)
+                place = Key(message.key)
+                records = self.records.get(place, now, limit=20, rng=self._rng)
+                if not self._nearby(peer):
+                    records = [record for record in records if not stays_here(record, place)]
                 return Records(message.n, self._nearest(message.key, peer), records)
             case PutRecord():
                 self.records.put(self._open(message.record, ProviderRecord), now)
@@ -209,9 +251,9 @@ class Directory:
             return
         if isinstance(message, Nodes | Records):
             named = message.records if isinstance(message, Nodes) else message.nodes
-            contacts = [c for record in named if (c := contact_of(record, None)) is not None]
+            contacts = [c for record in named if (c := self._heard(record, None, peer)) is not None]
             if isinstance(message, Records) and running.place is not None:
-                self._collect(message.records, running.place)
+                self._collect(message.records, running.place, peer)
             running.machine.answered(peer, contacts)
         self._drive(asked.lookup, now, out)
 
@@ -254,7 +296,15 @@ class Directory:
 
     def _nearest(self, target: bytes, asker: NodeId) -> list[bytes]:
         contacts = self.table.closest(target, self._config.k + 1, live=True)
-        return [c.record for c in contacts if c.node != asker][: self._config.k]
+        nearby = self._nearby(asker)
+        records = [
+            c.record for c in contacts if c.node != asker and (nearby or not stays_here(c.record, None))
+        ]
+        return records[: self._config.k]
+
+    def _heard(self, record: bytes, place: Key | None, peer: NodeId) -> Contact | None:
+        """`contact_of` a record that `peer` sent."""
+        return contact_of(record, place) if self._nearby(peer) else contact_elsewhere(record, place)
 
     def _drive(self, number: int, now: float, out: list[Effect]) -> None:
         running = self._running[number]
@@ -309,9 +359,9 @@ class Directory:
             running.machine.failed(asked.peer)
             self._drive(asked.lookup, now, out)
 
-    def _collect(self, records: list[bytes], place: Key) -> None:
+    def _collect(self, records: list[bytes], place: Key, peer: NodeId) -> None:
         for record in records:
-            contact = contact_of(record, place)
+            contact = self._heard(record, place, peer)
             if contact is not None:
                 self._found(contact, place)
 
@@ -322,11 +372,13 @@ class Directory:
         interval = self._config.publish_interval_s
         # Jitter keeps nodes that started together from publishing together for ever.
         self._published[place] = now - interval * self._rng.uniform(0.0, 0.2)
+        # One record for all: where we have loopback addresses only, it is for those on this machine.
+        told = self.told(nearby=True)
         record = sign_record(
             self._identity,
             self._network,
             ProviderRecord(
-                addresses=self._addresses,
+                addresses=told,
                 key=self._identity.public_key,
                 place=place,
                 seq=self._sequence.take(out),
@@ -338,11 +390,13 @@ class Directory:
         except RemoteError:
             pass  # our own store is full; those nearest to the place are asked next
         for contact in nearest:
+            if stays_here(record, place) and not self._nearby(contact.node):
+                continue
             self._ask(contact, PutRecord(self._next(), record), Stored, 0, now, out)
 
     def _publish_due(self, place: Key, now: float) -> bool:
         date = self._published.get(place, -inf) + self._config.publish_interval_s
-        return bool(self._addresses) and now >= date
+        return bool(self.addresses) and now >= date
 
     def _open(self, record: bytes, kind: type[R]) -> Opened[R]:
         return open_record(record, self._network, kind, verify=self._check)
@@ -383,3 +437,22 @@ def contact_of(record: bytes, place: Key | None) -> Contact | None:
     if isinstance(peeked.record, ProviderRecord) and peeked.record.place != place:
         return None
     return Contact(peeked.node, PublicKey(peeked.record.key), tuple(peeked.record.addresses), record)
+
+
+@lru_cache(maxsize=PARSED_MAX)
+def contact_elsewhere(record: bytes, place: Key | None) -> Contact | None:
+    """`contact_of` a record that came from another machine: its loopback addresses are not ours to dial. They would be
+    our own ports, or those of whatever else runs here."""
+    contact = contact_of(record, place)
+    if contact is None or not any(map(is_loopback, contact.addresses)):
+        return contact
+    addresses = tuple(address for address in contact.addresses if not is_loopback(address))
+    return Contact(contact.node, contact.key, addresses, contact.record)
+
+
+@lru_cache(maxsize=PARSED_MAX)
+def stays_here(record: bytes, place: Key | None) -> bool:
+    """Whether a record (as of `contact_of`) has only loopback addresses: of no use to another machine, and none of its
+    business."""
+    contact = contact_of(record, place)
+    return contact is not None and bool(contact.addresses) and all(map(is_loopback, contact.addresses))

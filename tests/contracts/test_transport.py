@@ -80,6 +80,14 @@ async def test_links_keep_the_contract_of_trio_streams(place: Place) -> None:
         await trio.testing.check_half_closeable_stream(place.pair, lambda: _clogged(place.pair))
 
 
+async def test_a_link_knows_both_ends_even_when_it_is_closed(place: Place) -> None:
+    first, second = await place.pair()
+    async with first, second:
+        assert (first.local, first.remote) == (second.remote, second.local)
+    assert (first.local, first.remote) == (second.remote, second.local)
+    assert first.local != first.remote
+
+
 async def test_bytes_arrive_in_order_and_sending_waits_for_the_reader(place: Place) -> None:
     data = bytes(range(256)) * 2**16  # 16 MiB: more than any buffer in between
     first, second = await place.pair()

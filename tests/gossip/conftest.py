@@ -63,9 +63,10 @@ def make_run(*, values: int = VALUES, shard_max: int = VALUES, name: str = "test
 class Peer:
     """One node with its learner and its disk."""
 
-    def __init__(self, number: int, run: RunInfo, config: Config, now: float) -> None:
+    def __init__(self, number: int, run: RunInfo, config: Config, now: float, *, told: bool = True) -> None:
         self.number = number
         self.address = f"10.0.0.{number}:7400"
+        self.told = told  # knows its address from the start, else from its connections
         self.run = run
         self.config = config
         self.store: dict[str, bytes] = {}
@@ -88,7 +89,7 @@ class Peer:
             self.identity,
             self.config,
             self.run,
-            addresses=(self.address,),
+            addresses=(self.address,) if self.told else (),
             rng=self.rng,
             entropy=self.rng.randbytes,
             store=dict(self.store),
@@ -124,14 +125,20 @@ class Net:
         self._count = itertools.count()
 
     def add(
-        self, *, run: RunInfo | None = None, config: Config | None = None, weight: float | None = None
+        self,
+        *,
+        run: RunInfo | None = None,
+        config: Config | None = None,
+        weight: float | None = None,
+        told: bool = True,
     ) -> Peer:
         """Add a node that knows the first one's address.
 
         Args:
             weight: The node has been learning for a while, and each of its weights is this; None: a newcomer.
+            told: The node knows its own address.
         """
-        peer = Peer(len(self.peers) + 1, run or make_run(), config or Config(), self.now)
+        peer = Peer(len(self.peers) + 1, run or make_run(), config or Config(), self.now, told=told)
         if weight is not None:
             peer.learner._x[:] = weight
             peer.snapshot = peer.learner.dump()
@@ -161,7 +168,8 @@ class Net:
                     break
                 heapq.heappop(self._heap)
                 self.now = when
-                self.tell(self.peers[node], event)
+                if node in self.peers:  # a test may take a node away
+                    self.tell(self.peers[node], event)
             elif date > end:
                 break
             else:
@@ -173,8 +181,10 @@ class Net:
 
     def connect(self, a: Peer, b: Peer) -> None:
         self.links[a.id, b.id] = self.links[b.id, a.id] = None
-        self.post(DELAY_S, a.id, PeerUp(b.id, b.identity.public_key, b.address, False))
-        self.post(DELAY_S, b.id, PeerUp(a.id, a.identity.public_key, a.address, True))
+        for here, there, inbound in ((a, b, False), (b, a, True)):
+            local = "" if here.told else here.address
+            up = PeerUp(there.id, there.identity.public_key, there.address, inbound, local)
+            self.post(DELAY_S, here.id, up)
 
     def cut(self, a: Peer, b: Peer, reason: str) -> None:
         if (a.id, b.id) in self.links:

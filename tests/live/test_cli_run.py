@@ -86,7 +86,7 @@ class Running:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if "p2pnode run --join" in line:
-                return line[line.index("p2pnode run") :].split()
+                return shlex.split(line[line.index("p2pnode run") :])
         raise AssertionError(f"it ended with {self.process.wait()}: {self.log.read_text()[-2000:]}")
 
     def until(self, holds: Callable[[dict[str, Any]], bool], wanted: str) -> dict[str, Any]:
@@ -125,6 +125,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     yield started
     for one in running:
         one.end()
+
+
+def test_the_line_that_is_printed_on_ipv6_joins(start: Callable[..., Running]) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError as error:
+        pytest.skip(f"NOT TESTED: this machine has no IPv6 loopback ({error.strerror}).")
+    first = start("a", *FAST, "--listen", "[::1]:0")
+    words = first.ready()[2:]
+    assert words[1].startswith("[::1]:")
+    start("b", *FAST, "--listen", "[::1]:0", *words)
+    assert first.until(lambda status: status["peers"] == 1, "joined")["peers"] == 1
 
 
 def test_a_daemon_is_started_asked_and_stopped(start: Callable[..., Running], tmp_path: Path) -> None:

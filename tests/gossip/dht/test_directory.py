@@ -36,7 +36,7 @@ def test_naming_a_record_as_one_of_the_other_kind_does_not_hide_it(net: Any, qui
     )
     directory = node.node._directory
 
-    directory._collect([record], place)  # a liar: a peer record among the providers
+    directory._collect([record], place, node.id)  # a liar: a peer record among the providers
     assert node_id(VICTIM.public_key) not in node.node._membership
     introduced = directory.introduce(record, node_id(VICTIM.public_key), net.now, [])  # the victim itself
 
@@ -47,9 +47,9 @@ def test_a_true_record_of_another_place_makes_nobody_a_holder(net: Any, quiet: A
     node = net.add(config=quiet)
     place = provider_key(node.run.id, 0)
 
-    node.node._directory._collect([provider(provider_key(b"other" + bytes(27), 0))], place)
+    node.node._directory._collect([provider(provider_key(b"other" + bytes(27), 0))], place, node.id)
     assert node.node._membership.partner(0, random.Random(1)) is None
-    node.node._directory._collect([provider(place)], place)
+    node.node._directory._collect([provider(place)], place, node.id)
     assert node.node._membership.partner(0, random.Random(1)) is not None
 
 
@@ -57,14 +57,14 @@ def test_a_holder_of_several_shards_is_known_for_each(net: Any, quiet: Any, new_
     node = net.add(config=quiet, run=new_run(values=200, shard_max=100))
     for shard in (0, 1):
         place = provider_key(node.run.id, shard)
-        node.node._directory._collect([provider(place)], place)
+        node.node._directory._collect([provider(place)], place, node.id)
 
     assert all(node.node._membership.partner(shard, random.Random(1)) for shard in (0, 1))
 
 
 def test_a_peer_that_says_it_is_of_another_run_leaves_the_pool(net: Any, quiet: Any, new_run: Any) -> None:
     node, other = net.add(config=quiet), net.add(config=quiet, run=new_run(name="other/1"))
-    record = other.node._directory.peer_record([])
+    record = other.node._directory.peer_record((), [])
     node.node._membership.observe(
         Contact(other.id, other.identity.public_key, (other.address,), record), shard=0
     )
