@@ -103,9 +103,18 @@ class LearningConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    # What the model is for, in a sentence. It stands in the run's manifest. All nodes of a run need the same.
+    purpose: Annotated[str, Meta(max_length=1000)] = ""
+    # The licence of the model, an SPDX expression such as CC-BY-4.0. It stands in the run's manifest. All nodes of a
+    # run need the same.
+    licence: Annotated[str, Meta(max_length=200)] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     # Name of the network. Nodes of another network cannot connect to ours.
-    network: str = "main"
+    network: Annotated[str, Meta(max_length=200)] = "main"
     # Connections open at the same time; the one that was idle for longest goes first. At most 64 of them may be opened
     # by others.
     connections_max: Annotated[int, Meta(ge=1, le=4096)] = 96
@@ -113,3 +122,4 @@ class Config:
     membership: MembershipConfig = field(default_factory=MembershipConfig)
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -54,6 +54,11 @@ class Deadlines:
             self._surface()
         return names
 
+    @property
+    def size(self) -> int:
+        """Entries in the heap, with stale ones: what a flood of `set` could make large."""
+        return len(self._heap)
+
     def __len__(self) -> int:
         return len(self._when)
 

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     BUSY = "busy"  # this shard is in another exchange; not a fault
     NOT_READY = "not_ready"  # still joining; not a fault
     RATE_LIMITED = "rate_limited"
+    UNSUPPORTED = "unsupported"  # a message of no protocol that both speak; not a fault
     UNEXPECTED = "unexpected"  # an answer to nothing we asked, or a message out of order
     BAD_RECORD = "bad_record"
     EQUIVOCATION = "equivocation"  # two different records under one sequence number
@@ -40,6 +41,7 @@ HARMLESS = frozenset(
         Reason.BUSY,
         Reason.NOT_READY,
         Reason.UNEXPECTED,
+        Reason.UNSUPPORTED,
         Reason.OTHER_RUN,
         Reason.RATE_LIMITED,
         Reason.TIMEOUT,

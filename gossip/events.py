@@ -195,20 +195,21 @@ class Drop(Struct, frozen=True):
 
 
 class Compute(Struct, frozen=True):
-    """Have the Learner do `job`; answered by Done with the same ticket."""
+    """Have the Learner of `run` do `job`; answered by Done with the same ticket."""
 
     ticket: int
     job: Job
+    run: bytes
 
 
 class Persist(Struct, frozen=True):
     """Make these entries durable before the next effect. An empty value deletes the entry.
 
-    With `power` they must survive power loss too (one fsync); without, the death of the process.
+    With `fsync` they must survive power loss too; without, the death of the process.
     """
 
     entries: tuple[tuple[str, bytes], ...]
-    power: bool = False
+    fsync: bool = False
 
 
 class Emit(Struct, frozen=True):
@@ -274,14 +275,23 @@ class Looked(Struct, frozen=True):
     found: int
 
 
+class Faulted(Struct, frozen=True):
+    """A fault of our own, met by an event of `peer`: the peer was dropped, and the node goes on."""
+
+    peer: NodeId
+    event: str  # name of its type
+    frame: bytes  # what came, where it was a message
+    traceback: str
+
+
 class StateChanged(Struct, frozen=True):
-    """starting, joining, training, diverged, exchanging, isolated, stopping."""
+    """starting, joining, training, diverged, exchanging, isolated, stopping; idle: without any run."""
 
     state: str
 
 
 News: TypeAlias = (
-    Exchanged | Learned | Refused | Connected | Disconnected | Unreachable | Looked | StateChanged
+    Exchanged | Learned | Refused | Connected | Disconnected | Unreachable | Looked | Faulted | StateChanged
 )
 
 Effect: TypeAlias = Send | Dial | Drop | Compute | Persist | Emit

@@ -5,8 +5,8 @@ restart goes on from the ceiling. One fsync per block instead of one per signatu
 receivers ask only that numbers rise.
 """
 
-from gossip import memory
-from gossip.events import Effect, Persist
+from gossip import persisted
+from gossip.outbox import Outbox
 
 # One fsync (about 8 ms) per so many signatures. A restart skips at most so many of 2**63 numbers.
 BLOCK = 1024
@@ -27,19 +27,19 @@ class Sequence:
         self._next = max(ceiling, 1)
         self._ceiling = ceiling
 
-    def take(self, out: list[Effect]) -> int:
+    def take(self, out: Outbox) -> int:
         """The next number; orders the ceiling to be raised first where needed.
 
-        The order in `out` matters: Persist stands before whatever carries the number.
+        The order in `out` matters: that stands before whatever carries the number.
         """
         if self._next >= self._ceiling:
             self._ceiling = self._next + BLOCK
-            out.append(Persist((memory.ceiling_entry(self._ceiling),), power=True))
+            out.persist([persisted.ceiling_entry(self._ceiling)], fsync=True)
         number = self._next
         self._next += 1
         return number
 
-    def skip(self, out: list[Effect]) -> None:
+    def skip(self, out: Outbox) -> None:
         """Leave out so many numbers that even a disk restored from an old copy cannot have used what comes next."""
         self._next += SKIP
         self._ceiling = self._next

@@ -331,9 +331,9 @@ def version(as_json: bool) -> None:
 
     python = ".".join(map(str, sys.version_info[:3]))
     if as_json:
-        from gossip.wire import PROTOCOL_VERSION
+        from gossip.wire.connection import CHANNEL_VERSION
 
-        _print_json({"version": __version__, "protocol": PROTOCOL_VERSION, "python": python})
+        _print_json({"version": __version__, "protocol": CHANNEL_VERSION, "python": python})
     else:
         click.echo(f"p2pnode {__version__} (Python {python})")
 
@@ -396,7 +396,7 @@ def check_task(home_text: str | None, as_json: bool, spec: str | None, **flags: 
     if as_json:
         _print_json(answer)
     else:
-        click.echo(tables.pairs(answer.items()))
+        click.echo(tables.task_text(answer))
 
 
 @cli.command()

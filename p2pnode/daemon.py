@@ -34,6 +34,7 @@ from gossip.events import (
     Emit,
     Event,
     Exchanged,
+    Faulted,
     Join,
     Learned,
     Leave,
@@ -46,11 +47,14 @@ from gossip.events import (
     Unreachable,
     Woken,
 )
-from gossip.learning.learner import Learner, SnapshotError
+from gossip.learning.learner import Learner
+from gossip.learning.saved import SnapshotError
 from gossip.learning.task import RunInfo
-from gossip.links import NEWCOMERS, inbound_kept
-from gossip.memory import CEILING_KEY, ceiling_entry
+from gossip.net.connections import NEWCOMERS, inbound_kept
 from gossip.node import Node
+from gossip.peer import make_node
+from gossip.persisted import CEILING_KEY, ceiling_entry
+from gossip.run import manifest
 from gossip.sequence import SKIP
 from gossip.snapshot import Snapshot
 from p2pnode import __version__
@@ -59,6 +63,7 @@ from p2pnode.door import Limits, TokenBucket
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.log import lines_dropped
 from p2pnode.metrics import Counters
+from p2pnode.models import read_manifest
 from p2pnode.peers import Peers
 from p2pnode.recording import Recorder
 from p2pnode.store import Store
@@ -203,7 +208,7 @@ class Daemon:
         listener = await self._listen()
         self._address = listener.address
         self._started_at = trio.current_time()
-        make = Node if self._recorder is None else self._recorder.node
+        make = make_node if self._recorder is None else self._recorder.node
         self._node = make(
             self._identity,
             self._config,
@@ -218,6 +223,8 @@ class Daemon:
         log.info(
             "started", id=self._node.id.hex(), address=self._address, task=self._run.task, restored=has_model
         )
+        # What others need the same of; compared key by key where a peer is refused as `other_run`.
+        log.info("run", id=self._run.id.hex(), manifest=self._manifest())
         async with trio.open_nursery() as nursery:
             await nursery.start(self._peers.run)
             await nursery.start(self._worker.run)
@@ -245,13 +252,14 @@ class Daemon:
 
     def _restore(self) -> bool:
         """Give the learner the weights of its last life; False if there are none."""
-        data = self._store.read_snapshot()
-        if data is None:
+        model = self._store.read_model(self._run)
+        if model is None:
+            self._refuse_other_runs()
             return False
         try:
-            whole = self._learner.load(data)
+            whole = self._learner.load(model)
         except SnapshotError as error:
-            # Going on would overwrite a model that somebody trained.
+            # Going on would leave behind a model that somebody trained.
             raise UserError(
                 ExitCode.HOME,
                 f"the saved model does not fit ({error}). Give the task and its arguments with which it was made, or "
@@ -262,6 +270,20 @@ class Daemon:
                 "optimiser_begins_anew", detail="the saved state is of another optimiser; weights are kept"
             )
         return True
+
+    def _refuse_other_runs(self) -> None:
+        """A home with a model of another run only: a setting was forgotten more often than another run is meant."""
+        for other, document in self._store.manifests().items():
+            said = f"the run {other.hex()[:12]}, this one is {self._run.id.hex()[:12]}"
+            ours = read_manifest(self._run.id, self._run.manifest)
+            saved = read_manifest(other, document)
+            if ours is not None and saved is not None:
+                said = "; ".join(manifest.difference(ours, saved, places=("now", "in the saved run")))
+            raise UserError(
+                ExitCode.HOME,
+                f"this home has the model of another run: {said}. Start with the settings of the saved run, or choose "
+                "another --home.",
+            )
 
     async def _listen(self) -> Listener:
         try:
@@ -292,7 +314,7 @@ class Daemon:
                 await self._handled()
             # The node has ordered a snapshot, but what was under way then ended after it. A node that has not begun
             # has nothing to keep.
-            if self._worker.unsaved and all(self._node_view().ages):
+            if self._worker.unsaved and all(self._node_view().learning.ages):
                 await self._worker.save()
         await self._peers.stop()
 
@@ -346,10 +368,10 @@ class Daemon:
                 self._peers.send(peer, frame)
             case Emit(news):
                 self._tell(news)
-            case Compute(ticket, job):
+            case Compute(ticket, job, _):
                 self._worker.submit(ticket, job)
-            case Persist(entries, power):
-                self._store.put(entries, power=power)
+            case Persist(entries, fsync):
+                self._store.put(entries, fsync=fsync)
             case Dial():
                 self._peers.dial(effect)
             case Drop(peer, reason):
@@ -371,33 +393,36 @@ class Daemon:
         """The node's snapshot and the facts of this process. Bytes stay bytes."""
         now = trio.current_time()
         view = self._node_view()
+        run, dht = view.learning, view.dht
         sizes = self.counters.frame_bytes
         return {
             "id": view.node.hex(),
             "version": __version__,
             "state": view.state,
-            "healthy": view.state not in ("isolated", "diverged", "stopping"),
+            "healthy": view.state not in ("isolated", "diverged", "stopping") and not view.degraded,
+            "degraded": view.degraded,
             "uptime_s": now - self._started_at,
             "address": self._address,
             "network": self._config.network,
-            "task": view.task,
-            "run": view.run.hex(),
-            "schema": view.schema.hex(),
-            "shards": view.shards,
-            "ages": view.ages,
-            "round": view.round,
+            "task": run.task,
+            "run": run.run.hex(),
+            "manifest": self._manifest(),
+            "schema": run.schema.hex(),
+            "shards": run.shards,
+            "ages": run.ages,
+            "round": run.round,
             "steps": self._learner.steps,
-            "loss": view.loss,
-            "changes_dropped": view.changes_dropped,
+            "loss": run.loss,
+            "changes_dropped": run.changes_dropped,
             "exchanges": view.exchanges,
-            "initiated": view.initiated,
+            "initiated": run.initiated,
             "refused": view.refused,
             "refused_by_peers": view.refused_by_peers,
             "peers": len(view.peers),
-            "pool": view.pool,
-            "contacts": view.contacts,
-            "records": view.records,
-            "lookups": view.lookups,
+            "pool": run.pool,
+            "contacts": dht.contacts,
+            "records": dht.records,
+            "lookups": dht.lookups,
             "lost_frames": view.lost_frames,
             "log_lines_dropped": lines_dropped(),
             "memory_bytes": _memory_bytes(),
@@ -409,18 +434,25 @@ class Daemon:
 
     def peers(self) -> list[dict[str, Any]]:
         """One entry for each connected peer."""
+        view = self._node_view()
         return [
             {
                 "id": peer.node.hex(),
                 "address": peer.address,
                 "inbound": peer.inbound,
                 "since_s": peer.since_s,
-                "same_run": peer.same_run,
+                "same_run": view.shares_run(peer.node),
+                "protocols": peer.protocols,
                 "exchanges": peer.exchanges,
                 "faults": peer.faults,
             }
-            for peer in self._node_view().peers
+            for peer in view.peers
         ]
+
+    def _manifest(self) -> dict[str, str]:
+        """What makes the run, key by key, in words."""
+        made = read_manifest(self._run.id, self._run.manifest)
+        return manifest.shown(made) if made is not None else {}
 
     def _node_view(self) -> Snapshot:
         assert self._node is not None, "the daemon does not run yet"
@@ -477,6 +509,9 @@ class Daemon:
 REFUSALS_LOGGED_S = 2.0
 REFUSALS_LOGGED_BURST = 200.0
 
+# Of a message that met a fault of ours, so much stands in the log: a whole one but for its payload.
+FAULT_FRAME_BYTES = 4096
+
 # Refusals that are normal; only the counters and `debug` have them.
 _FREQUENT = (Reason.BUSY, Reason.NOT_READY, Reason.RATE_LIMITED, Reason.UNEXPECTED)
 
@@ -511,6 +546,16 @@ def _log_news(news: News, refusals: TokenBucket, now: float) -> None:
                 role=news.role,
                 distance=news.distance,
                 norm=news.norm,
+            )
+        case Faulted():
+            # With what came, the fault can be met again at a desk.
+            log.error(
+                "fault_of_ours",
+                peer=news.peer.hex()[:16],
+                during=news.event,
+                frame=news.frame[:FAULT_FRAME_BYTES].hex(),
+                frame_bytes=len(news.frame),
+                exception=news.traceback,
             )
         case Learned():
             log.debug("learned", round=news.round, steps=news.steps, loss=news.loss, dropped=news.dropped)

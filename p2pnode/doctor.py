@@ -12,11 +12,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from gossip.run import manifest
+from gossip.run.manifest import Genesis, Manifest
 from p2pnode import control, keyfile, settings
 from p2pnode import home as homes
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.home import Home
 from p2pnode.printable import printable
+from p2pnode.settings import Settings
 
 PACKAGES = ("crypto", "gossip", "p2pnode", "simulation")
 LIBRARIES = ("jax", "jaxlib", "optax", "msgpack", "nacl", "numpy", "safetensors", "structlog", "trio")
@@ -81,8 +86,9 @@ def _home(home: Home) -> list[Finding]:
         absent = not home.path.exists()
         return [Finding(check="home", verdict="note" if absent else "wrong", detail=str(error))]
     findings = [Finding(check="home", verdict="good", detail=str(home.path))]
+    found: Settings | None = None
     try:
-        settings.load(file=home.config, environ=os.environ, remembered=home.run)
+        found = settings.load(file=home.config, environ=os.environ, remembered=home.run)
     except UserError as error:
         findings.append(Finding(check="settings", verdict="wrong", detail=str(error)))
     else:
@@ -94,7 +100,41 @@ def _home(home: Home) -> list[Finding]:
         findings.append(Finding(check="key", verdict="wrong", detail=str(error)))
     else:
         findings.append(Finding(check="key", verdict="good", detail=f"of node {node.hex()}"))
+    return [*findings, *_runs(home, found)]
+
+
+def _runs(home: Home, found: Settings | None) -> list[Finding]:
+    """The runs whose models lie in the home, and in what the settings of now would make another run of them."""
+    if not home.runs.is_dir():
+        return []
+    # Imported here: models are arrays, and a home without one need not wait for numpy.
+    from p2pnode.models import DiskFiles, Models, read_manifest
+
+    findings = []
+    for run, document in Models(DiskFiles(home.runs)).manifests().items():
+        made = read_manifest(run, document)
+        said = ["its manifest cannot be read"] if made is None else []
+        if made is not None and found is not None:
+            said = _other_settings(made, found)  # a note: flags of `run` may say otherwise
+        keys = ", ".join(f"{name} {value}" for name, value in manifest.shown(made).items()) if made else ""
+        detail = f"{run.hex()[:12]}: {'; '.join(said) or keys}"
+        findings.append(Finding(check="run", verdict="note" if said else "good", detail=detail))
     return findings
+
+
+def _other_settings(made: Manifest, found: Settings) -> list[str]:
+    """In what the settings differ from a run, as far as can be seen without building the task."""
+    keys, core = made.keys, found.core
+    genesis = keys.genesis and Genesis(keys.genesis.hash, core.learning.genesis_seed)
+    now = msgspec.structs.replace(
+        keys,
+        network=core.network,
+        shard_values=core.learning.shard_values_max,
+        genesis=genesis,
+        purpose=core.run.purpose or None,
+        licence=core.run.licence or None,
+    )
+    return manifest.difference(manifest.make(now), made, places=("in the settings", "in the saved run"))
 
 
 def _daemon(home: Home) -> Finding:

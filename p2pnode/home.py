@@ -4,7 +4,7 @@
     identity.key    the Ed25519 seed, plain or under a passphrase; 0600
     daemon.lock     held (flock) by the daemon that runs here
     control.sock    where commands reach it
-    state/          what the daemon writes
+    state/          what the daemon writes: a database, and in runs/ the models
     jax-cache/      compiled programs, so that the next start is quick
 
 Whoever can read the key can speak in our name, so the directory is 0700 and the key 0600 *or we refuse to
@@ -25,6 +25,7 @@ from p2pnode.printable import is_text, printable
 from p2pnode.whole import write_whole
 
 HOME_VARIABLE = "P2PNODE_HOME"
+RUNS = "runs"  # the folder of models in the state
 PASSPHRASE_VARIABLE = "P2PNODE_PASSPHRASE"
 # A sealed key is some hundred bytes; whatever is longer is not one.
 KEY_BYTES_MAX = 4096
@@ -57,6 +58,10 @@ class Home:
     @property
     def state(self) -> Path:
         return self.path / "state"
+
+    @property
+    def runs(self) -> Path:
+        return self.state / RUNS
 
     @property
     def run(self) -> Path:

@@ -40,13 +40,13 @@ def _begin_numbers(home: Home) -> None:
         UserError: HOME; the state cannot be written.
     """
     # Imported here: `p2pnode id` must stay fast.
-    from gossip import memory
+    from gossip import persisted
     from p2pnode.store import SqliteStore
 
     store = SqliteStore(home.state)
     try:
-        if memory.CEILING_KEY not in store.load():
-            store.put([memory.ceiling_entry(1)], power=True)
+        if persisted.CEILING_KEY not in store.load():
+            store.put([persisted.ceiling_entry(1)], fsync=True)
     finally:
         store.close()
 

@@ -39,7 +39,14 @@ from p2pnode.tcp import TcpTransport, reachable_address
 
 # Settings that peers must agree on: the command for the next machine names them where they are not the
 # default.
-SHARED_SETTINGS = ("network.name", "task.factory", "learning.genesis_seed", "learning.shard_values_max")
+SHARED_SETTINGS = (
+    "network.name",
+    "task.factory",
+    "learning.genesis_seed",
+    "learning.shard_values_max",
+    "run.purpose",
+    "run.licence",
+)
 # Keep every compiled program, also the small ones of small models: by default JAX keeps only what took a
 # second.
 JAX_CACHE = {
@@ -120,7 +127,14 @@ def examine_task(settings: Settings) -> dict[str, Any]:
     with TaskFaults(spec, key=f"the task {spec!r} failed"):
         with EndsAtOnce():
             task_factory(spec)  # many a task imports JAX itself
-        facts = check_task(load_task(spec, settings.task_args), settings.core.learning, spec=spec)
+        core = settings.core
+        facts = check_task(
+            load_task(spec, settings.task_args),
+            core.learning,
+            network=core.network,
+            agreed=core.run,
+            spec=spec,
+        )
     answer: dict[str, Any] = msgspec.to_builtins(facts)
     return answer
 
@@ -209,6 +223,7 @@ def _work(
             schema=trainer.schema,
             genesis=trainer.genesis,
             learning=core.learning,
+            run=core.run,
         )
         heap.keep_freed(4 * max(run.shard_sizes))
         learner = Learner(

@@ -16,10 +16,7 @@ from gossip.events import Job
 Direction: TypeAlias = Literal["in", "out"]
 
 OTHER = "other"
-MESSAGE_KINDS: tuple[str, ...] = tuple(
-    str(msgspec.inspect.type_info(message).tag)  # type: ignore[attr-defined]
-    for message in typing.get_args(wire.AnyMessage)
-)
+MESSAGE_KINDS: tuple[str, ...] = tuple(wire.tag_of(message) for message in wire.MESSAGES)
 JOB_KINDS: tuple[str, ...] = tuple(job.__name__.lower() for job in typing.get_args(Job))
 
 # A frame is a map (one byte) whose first key is "_" (two bytes) and whose value is a short text (its length in the

@@ -38,6 +38,7 @@ from gossip.config import Config
 from gossip.events import Compute, Done, Effect, Emit, Event
 from gossip.learning.task import RunInfo
 from gossip.node import Node
+from gossip.peer import make_node
 from gossip.wire import FRAME_BYTES_MAX
 from p2pnode import __version__
 from p2pnode.errors import ExitCode, UserError
@@ -226,7 +227,7 @@ class Recorder:
         has_model: bool,
         now: float,
     ) -> Node:
-        """A node that is recorded from its beginning; arguments as for `Node`."""
+        """A node that is recorded from its beginning; arguments as for `make_node`."""
 
         def draw(size: int) -> bytes:
             data = entropy(size)
@@ -239,7 +240,7 @@ class Recorder:
                 self._drawn.signatures.append(signature)
 
         state = RngState(*rng.getstate())
-        node = Node(
+        node = make_node(
             _Watched(identity, signed),
             config,
             run,

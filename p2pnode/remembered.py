@@ -42,7 +42,7 @@ def remember(home: Home, settings: Settings, shared: Iterable[str]) -> None:
         ) as file:
             file.write(_toml(settings, names))
         os.replace(fresh, home.run)
-    except (OSError, UnicodeEncodeError) as error:  # names of files need not be text
+    except OSError as error:
         log.warning("not_remembered", file=str(home.run), detail=str(error))
 
 

@@ -16,7 +16,8 @@ from crypto.identity import Identity, PublicKey
 from crypto.noise import KeyPair
 from gossip.dht.ids import NodeId, node_id
 from gossip.net.simultaneous_open import HANDSHAKE_S
-from gossip.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION
+from gossip.wire.canonical import FRAME_BYTES_MAX
+from gossip.wire.connection import CHANNEL_VERSION
 from p2pnode.metrics import Failure
 from p2pnode.transport import Link
 
@@ -152,7 +153,7 @@ async def open_secure(
     channel = SecureChannel(
         identity=identity,
         network=network,
-        version=PROTOCOL_VERSION,
+        version=CHANNEL_VERSION,
         initiator=initiator,
         entropy=entropy,
         frame_bytes_max=FRAME_BYTES_MAX,

@@ -1,4 +1,4 @@
-"""What survives the process: the node's entries and the snapshots of its weights.
+"""What survives the process: the node's entries in a database, and its models (p2pnode/models.py).
 
 Two kinds of durability, as `gossip.events.Persist` asks for them. Most entries must survive the death of the *process*:
 SQLite in WAL mode with synchronous=NORMAL hands them to the kernel and does not wait (11,000 commits a second).
@@ -9,40 +9,35 @@ right): the daemon ends, and the next start reads what is really there.
 Start-up is always recovery: there is no clean flag.
 """
 
-import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
+from gossip.learning.saved import SavedModel
+from gossip.learning.task import RunInfo
+from p2pnode import home_0_1
 from p2pnode.errors import ExitCode, UserError
+from p2pnode.home import RUNS
+from p2pnode.models import DiskFiles, MemoryFiles, Models
 
 Entry = tuple[str, bytes]
 
 DATABASE = "state.sqlite"
-SNAPSHOT = "model.snap"
-SNAPSHOT_BEFORE = "model.snap.1"
-# Written to the database; a newer one is refused, because guessing at it could reuse a sequence number.
-SCHEMA_VERSION = 1
-
-_MAGIC = b"p2pnode/snapshot/v1\0"
-_LENGTH_BYTES = 8
-_HASH_BYTES = 32
-
-log = structlog.get_logger(__name__)
+# Written to the database; a newer one is refused, because guessing at it could reuse a sequence number. 2: models are
+# where 0.1 would not find them, and it would begin anew beside them.
+SCHEMA_VERSION = 2
 
 
 class Store(Protocol):
-    """Entries are for the task that owns the node; snapshots for the worker. They share nothing."""
+    """Entries are for the task that owns the node; models for the worker. They share nothing."""
 
-    def put(self, entries: Iterable[Entry], *, power: bool) -> None:
+    def put(self, entries: Iterable[Entry], *, fsync: bool) -> None:
         """Make all of the entries durable, or none. An empty value deletes.
 
         Args:
-            power: Whether they must survive power loss too.
+            fsync: Whether they must survive power loss too.
 
         Raises:
             UserError: FAILED; the disk did not take them, and nothing that rests on them may happen.
@@ -51,15 +46,18 @@ class Store(Protocol):
     def load(self) -> dict[str, bytes]:
         """All entries, by name in ascending order."""
 
-    def write_snapshot(self, data: bytes) -> None:
-        """Replace the snapshot in one step; the one before is kept.
+    def write_model(self, run: RunInfo, model: SavedModel) -> None:
+        """Replace the model of a run in one step; the one before is kept.
 
         Raises:
-            OSError: the disk did not take it. The snapshots that were there still are.
+            OSError: the disk did not take it. The models that were there still are.
         """
 
-    def read_snapshot(self) -> bytes | None:
-        """The newest snapshot that is whole; None if there is none."""
+    def read_model(self, run: RunInfo) -> SavedModel | None:
+        """The newest model of a run that is whole; None if there is none. One that 0.1 left may be of another run."""
+
+    def manifests(self) -> dict[bytes, bytes]:
+        """Manifests by run id, of the runs that have a model here; empty where a run has none."""
 
     def close(self) -> None: ...
 
@@ -69,9 +67,9 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._entries: dict[str, bytes] = {}
-        self._snapshot: bytes | None = None
+        self._models = Models(MemoryFiles())
 
-    def put(self, entries: Iterable[Entry], *, power: bool) -> None:
+    def put(self, entries: Iterable[Entry], *, fsync: bool) -> None:
         for name, value in entries:
             if value:
                 self._entries[name] = value
@@ -81,11 +79,14 @@ class MemoryStore:
     def load(self) -> dict[str, bytes]:
         return dict(sorted(self._entries.items()))
 
-    def write_snapshot(self, data: bytes) -> None:
-        self._snapshot = data
+    def write_model(self, run: RunInfo, model: SavedModel) -> None:
+        self._models.write(run, model)
 
-    def read_snapshot(self) -> bytes | None:
-        return self._snapshot
+    def read_model(self, run: RunInfo) -> SavedModel | None:
+        return self._models.read(run.id)
+
+    def manifests(self) -> dict[bytes, bytes]:
+        return self._models.manifests()
 
     def close(self) -> None:
         pass
@@ -95,7 +96,7 @@ class SqliteStore:
     """A folder on the disk.
 
     Args:
-        folder: Made, 0700, if absent. Holds `state.sqlite`, `model.snap` and the snapshot before, `model.snap.1`.
+        folder: Made, 0700, if absent. Holds `state.sqlite` and `runs`; in a home of 0.1 `model.snap`.
 
     Raises:
         UserError: HOME where the folder or the database is unusable; RUNNING where another process has it open.
@@ -112,6 +113,8 @@ class SqliteStore:
             raise UserError(
                 ExitCode.HOME, f"{self._path}: cannot be opened for writing ({error.strerror})."
             ) from error
+        self._models = Models(DiskFiles(folder / RUNS))
+        self._old = home_0_1.there(folder)
         self._database = sqlite3.connect(self._path, isolation_level=None, timeout=0)
         try:
             self._open()
@@ -144,11 +147,11 @@ class SqliteStore:
         if found != "ok":
             raise sqlite3.DatabaseError(f"damaged: {found}")
 
-    def put(self, entries: Iterable[Entry], *, power: bool) -> None:
+    def put(self, entries: Iterable[Entry], *, fsync: bool) -> None:
         entries = list(entries)
         run = self._database.execute
         try:
-            if power:
+            if fsync:
                 run("PRAGMA synchronous=FULL")
             run("BEGIN IMMEDIATE")
             for name, value in entries:
@@ -157,7 +160,7 @@ class SqliteStore:
                 else:
                     run("DELETE FROM entries WHERE name = ?", (name,))
             run("COMMIT")
-            if power:
+            if fsync:
                 run("PRAGMA synchronous=NORMAL")
         except sqlite3.Error as error:
             raise UserError(
@@ -175,59 +178,20 @@ class SqliteStore:
     def close(self) -> None:
         self._database.close()
 
-    # --- snapshots -------------------------------------------------------------------------------------
+    # --- models ----------------------------------------------------------------------------------------
 
-    def write_snapshot(self, data: bytes) -> None:
-        newest = self._folder / SNAPSHOT
-        fresh = self._folder / (SNAPSHOT + ".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
-                file.write(_MAGIC + len(data).to_bytes(_LENGTH_BYTES, "big") + hashlib.sha256(data).digest())
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            fresh.unlink(missing_ok=True)  # a full disk needs the room
-            raise
-        if newest.exists():
-            # Between these two renames there is only the snapshot before: `read_snapshot` takes it.
-            os.replace(newest, self._folder / SNAPSHOT_BEFORE)
-        os.replace(fresh, newest)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # a rename is durable only with its directory
-        finally:
-            os.close(folder)
+    def write_model(self, run: RunInfo, model: SavedModel) -> None:
+        self._models.write(run, model)
+        if self._old:
+            home_0_1.forget(self._folder)
+            self._old = False
 
-    def read_snapshot(self) -> bytes | None:
-        for name in (SNAPSHOT, SNAPSHOT_BEFORE):
-            path = self._folder / name
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                log.error("snapshot_unreadable", path=str(path), detail=str(error))
-                continue
-            content = _opened(data)
-            if content is not None:
-                return content
-            log.error("snapshot_damaged", path=str(path), size_bytes=len(data), next="the snapshot before it")
-        return None
+    def read_model(self, run: RunInfo) -> SavedModel | None:
+        found = self._models.read(run.id)
+        return home_0_1.read(self._folder, run) if found is None and self._old else found
 
-
-def _opened(data: bytes) -> bytes | None:
-    """The content of a snapshot file, None if a bit of it is wrong."""
-    length_at = len(_MAGIC)
-    hash_at = length_at + _LENGTH_BYTES
-    start = hash_at + _HASH_BYTES
-    if len(data) < start or not data.startswith(_MAGIC):
-        return None
-    content = data[start:]
-    if int.from_bytes(data[length_at:hash_at], "big") != len(content):
-        return None
-    return content if hashlib.sha256(content).digest() == data[hash_at:start] else None
+    def manifests(self) -> dict[bytes, bytes]:
+        return self._models.manifests()
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> UserError:

@@ -19,6 +19,7 @@ def status_text(status: Mapping[str, Any]) -> str:
         ("address", status.get("address", "–")),
         ("network", status.get("network", "–")),
         ("task", status.get("task", "–")),
+        ("run", str(status.get("run", "–"))[:12]),
         ("peers", whole(status.get("peers"))),
         ("round", whole(status.get("round"))),
         ("loss", decimal(status.get("loss"))),
@@ -29,6 +30,17 @@ def status_text(status: Mapping[str, Any]) -> str:
     ]
     if status.get("log_lines_dropped"):
         rows.append(("log", f"{whole(status['log_lines_dropped'])} lines could not be written"))
+    return pairs(rows)
+
+
+def task_text(facts: Mapping[str, Any]) -> str:
+    """What `p2pnode check-task` prints; the keys of the manifest stand below the run that they make."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in facts.items():
+        if name == "manifest" and isinstance(value, Mapping):
+            rows += [(f"  {key}", part) for key, part in value.items()]
+        else:
+            rows.append((name, value))
     return pairs(rows)
 
 

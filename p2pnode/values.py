@@ -39,12 +39,14 @@ class Rule(Struct, frozen=True):
     largest: float = math.inf
     above: bool = False  # whether `least` itself is too small
     choices: tuple[str, ...] = ()
+    longest: float = math.inf  # characters of a text
 
 
 def rule(hint: Any) -> Rule:
     """Reads the rule from an annotation (`typing.get_type_hints(..., include_extras=True)`)."""
     kind, least, largest, above = hint, -math.inf, math.inf, False
     choices: tuple[str, ...] = ()
+    longest = math.inf
     if typing.get_origin(hint) is Annotated:
         kind, *notes = typing.get_args(hint)
         for meta in (note for note in notes if isinstance(note, Meta)):
@@ -53,9 +55,10 @@ def rule(hint: Any) -> Rule:
             least = meta.ge if meta.ge is not None else least
             largest = meta.le if meta.le is not None else largest
             choices = (meta.extra or {}).get(CHOICES, choices)
+            longest = meta.max_length if meta.max_length is not None else longest
     if typing.get_origin(kind) is Literal:
         kind, choices = str, typing.get_args(kind)
-    return Rule(kind=kind, least=least, largest=largest, above=above, choices=choices)
+    return Rule(kind=kind, least=least, largest=largest, above=above, choices=choices, longest=longest)
 
 
 def expected(hint: Any, value: Any, *, finite: bool = True) -> str:
@@ -110,7 +113,9 @@ def _fits(wanted: Rule, value: Any, *, finite: bool) -> bool:
     if isinstance(value, bool) or wanted.kind is bool:
         return wanted.kind is bool and isinstance(value, bool)
     if wanted.kind is str:
-        return isinstance(value, str) and (not wanted.choices or value in wanted.choices)
+        if not isinstance(value, str) or len(value) > wanted.longest:
+            return False
+        return not wanted.choices or value in wanted.choices
     if wanted.kind is float and isinstance(value, int | float):
         try:
             value = float(value)
@@ -128,6 +133,8 @@ def words(wanted: Rule) -> str:
     """What a field takes, as part of a sentence that begins with "expected"."""
     if wanted.choices:
         return "one of " + ", ".join(wanted.choices)
+    if wanted.longest < math.inf:
+        return f"{_NAMES[str]} of at most {wanted.longest:g} characters"
     return _NAMES.get(wanted.kind, "a table") + _limits(wanted)
 
 

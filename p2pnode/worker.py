@@ -20,6 +20,7 @@ import trio
 from gossip.events import Done, Job, JobResult, Offered, Save, Saved, Train, Trained
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
+from gossip.learning.saved import SavedModel
 from gossip.learning.task import Schema
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.export import write_safetensors
@@ -144,7 +145,7 @@ class Worker:
 
     async def save(self) -> int:
         """Write a snapshot now; returns its size in bytes, 0 if the disk did not take it."""
-        return await self._write_snapshot(await self._ask(self._dump))
+        return await self._write_model(await self._ask(self._dump))
 
     async def idle(self) -> None:
         """Wait until every job has reported and nobody waits for an answer."""
@@ -193,21 +194,22 @@ class Worker:
         [output] = await self._compute("trainer", train)
         self._queue(self._patient, partial(self._learner.trained, output), report)
 
-    async def _write(self, data: bytes, report: Callable[[Saved], Awaitable[None]]) -> None:
-        await report(Saved(await self._write_snapshot(data)))
+    async def _write(self, model: SavedModel, report: Callable[[Saved], Awaitable[None]]) -> None:
+        await report(Saved(await self._write_model(model)))
 
-    def _dump(self) -> bytes:
+    def _dump(self) -> SavedModel:
         self._unsaved = False
         return self._learner.dump()
 
-    async def _write_snapshot(self, data: bytes) -> int:
+    async def _write_model(self, model: SavedModel) -> int:
+        run = self._learner.run_info
         try:
-            await self._compute("disk", partial(self._store.write_snapshot, data))
+            await self._compute("disk", partial(self._store.write_model, run, model))
         except OSError as error:
-            # A full disk must not end the learning; the snapshot before is still whole.
-            log.error("snapshot_failed", size_bytes=len(data), detail=str(error))
+            # A full disk must not end the learning; the model before is still whole.
+            log.error("snapshot_failed", size_bytes=model.size_bytes, detail=str(error))
             return 0
-        return len(data)
+        return model.size_bytes
 
     async def _report(self, ticket: int, kind: str, started: float, result: JobResult) -> None:
         self._counters.job(kind, time.perf_counter() - started)

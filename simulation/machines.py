@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from crypto.identity import PublicKey, Signer
 from gossip.dht.ids import NodeId, node_id
 from gossip.events import Effect, Event, Job, JobResult, News, Trained
+from gossip.learning.saved import SavedModel
 from gossip.net.simultaneous_open import SimultaneousOpen
 from simulation.digest import EventDigest
 from simulation.seeds import Seeds
@@ -34,7 +35,7 @@ class Worker(Protocol):
 
     def trained(self, output: Any) -> Trained: ...
 
-    def dump(self) -> bytes: ...
+    def dump(self) -> SavedModel: ...
 
 
 class Parts(Protocol):
@@ -132,7 +133,7 @@ class Host:
         self.core: Core | None = None  # None: the program is not running
         self.worker: Worker | None = None
         self.disk: dict[str, bytes] = {}  # what Persist wrote
-        self.saved: bytes | None = None  # what Save wrote
+        self.saved: SavedModel | None = None  # what Save wrote
         self.here = True  # False: another world carries it out (`simulation.windows`)
         self.digest = EventDigest()
         self.pushed = 0  # heap entries that it has caused

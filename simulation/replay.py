@@ -36,6 +36,7 @@ from gossip.events import (
     Send,
 )
 from gossip.node import Node
+from gossip.peer import make_node
 from p2pnode.printable import printable
 from p2pnode.recording import DIGEST_BYTES, ORDERS, Begin, End, Step, Torn, TraceError, digest, event_of, read
 
@@ -175,7 +176,7 @@ def replay(path: Path, *, told: Callable[[str], None], every_event: bool = False
 def _node(begin: Begin, recorded: _Recorded) -> Node:
     rng = random.Random()
     rng.setstate((begin.rng.version, begin.rng.numbers, begin.rng.gauss))
-    return Node(
+    return make_node(
         recorded,
         begin.config,
         begin.run,
@@ -250,7 +251,7 @@ def _order(effect: Effect) -> str:
             return f"Dial {printable(address, 60)}"
         case Drop(peer, reason):
             return f"Drop {peer.hex()[:8]} ({printable(reason, 80)})"
-        case Compute(ticket, job):
+        case Compute(ticket, job, _):
             return f"Compute {ticket} {type(job).__name__}"
         case Persist(entries):
             return "Persist " + " ".join(name[:13] for name, _ in entries)

@@ -8,7 +8,7 @@ so that it is counted where it really reaches an honest node.
 import hashlib
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf, nan
 
 import msgspec
@@ -20,10 +20,11 @@ from gossip import wire
 from gossip.dht.ids import NodeId, provider_key
 from gossip.dht.records import ProviderRecord, SignedRecord, sign_record
 from gossip.errors import RemoteError
-from gossip.events import Effect, Event, PeerDown, PeerUp, Received, Send, Woken
+from gossip.events import Effect, Event, PeerDown, PeerUp, Persist, Received, Send, Woken
 from gossip.learning.codec import code, pack, payload_bytes, unpack, value
 from gossip.learning.task import RunInfo
 from gossip.node import Node
+from gossip.outbox import Outbox
 from simulation.machines import Host
 from simulation.seeds import Seeds
 
@@ -35,6 +36,16 @@ FLOOD_FRAMES = 450
 HUGE = np.float32(1e6)
 
 Mark = Callable[[bytes, str], None]
+
+
+class Orders(Outbox):
+    """Puts what a sequence has to persist among the effects of an attack."""
+
+    def __init__(self, effects: list[Effect]) -> None:
+        self._effects = effects
+
+    def persist(self, entries: Iterable[tuple[str, bytes]], *, fsync: bool = False) -> None:
+        self._effects.append(Persist(tuple(entries), fsync))
 
 
 class Villain:
@@ -242,7 +253,7 @@ class Villain:
 
     def _two_records(self, peer: NodeId, out: list[Effect]) -> None:
         """Two different provider records under one number, to one peer."""
-        number = self._node._sequence.take(out)
+        number = self._node.context.sequence.take(Orders(out))
         for ttl_s in (60, 61):
             record = ProviderRecord(
                 addresses=("10.254.0.1:1",),
@@ -267,7 +278,7 @@ class Villain:
             nonce=self._rng.randbytes(8),
             reference=self._run.reference,
             run=self._run.id,
-            seq=self._node._sequence.take(out),
+            seq=self._node.context.sequence.take(Orders(out)),
             shard=0,
             to=self._peers[peer],
         )

@@ -434,7 +434,7 @@ class World:
         assert host.worker is not None, "a life that goes on has a worker"
         if type(job) is Save:
             host.saved = host.worker.dump()
-            return Saved(len(host.saved))
+            return Saved(host.saved.size_bytes)
         return host.worker.run(job)
 
     def _persist(self, host: Host, order: Persist) -> None:

@@ -81,7 +81,7 @@ JAX_ALLOWED = ("gossip/learning/trainer.py", "p2pnode/tasks/", "simulation/")
 SEEDED = ("default_rng", "Generator", "SeedSequence", "PCG64", "Philox")
 
 # Sub-machines of the node: each is fed by gossip/node.py and knows none of the others.
-SUB_MACHINES = ("gossip.dht.lookup", "gossip.exchange", "gossip.membership")
+SUB_MACHINES = ("gossip.dht.lookup", "gossip.run.exchange", "gossip.net.sampling")
 
 # What stands on the world of the simulator, side by side: each may import the top of the package, and none another.
 SIDE_BY_SIDE = ("experiments", "fleet", "swarm")

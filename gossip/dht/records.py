@@ -18,6 +18,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
@@ -27,9 +28,11 @@ from msgspec import Meta, Struct
 from crypto.errors import CryptoError
 from crypto.identity import PublicKey, Signature, Signer, Verify, verify
 from crypto.signing import Purpose
+from gossip.addresses import is_loopback
 from gossip.dht.ids import Key, NodeId, distance, node_id
+from gossip.dht.routing import Contact
 from gossip.errors import LocalError, Reason, RemoteError
-from gossip.wire import RECORD_BYTES_MAX, U63, Bytes32, Bytes64, decode_struct, encode_struct
+from gossip.wire.canonical import RECORD_BYTES_MAX, U63, Bytes32, Bytes64, decode_struct, encode_struct
 
 # Addresses of one node: some interfaces in two families, a name. Eight of full length would not fit.
 ADDRESSES_MAX = 8
@@ -44,6 +47,11 @@ SAMPLE_MAX = 20
 # Records kept for one owner: a peer record and a provider record for each of 15 shards. One owner cannot fill the
 # store (docs/security.md, T26).
 PER_OWNER_MAX = 16
+# Records remembered by their bytes, as what they parse to: the same few hundred come back in every answer. Shared by
+# all nodes of a process, of which a simulator has thousands. At most 1 kB each.
+PARSED_MAX = 16384
+# Verdicts on signatures that one node remembers.
+VERIFIED_MAX = 4096
 # Proofs of equivocation kept. 64 x 2 kB; more than 64 caught owners is an attack that needs no 65th proof.
 PROOFS_MAX = 64
 # Expired records are never returned, so they may be swept out late. A sweep of 4,096 takes about 1 ms.
@@ -186,6 +194,68 @@ def _parse(data: bytes, kind: type[R]) -> tuple[Peeked[R], SignedRecord]:
     except RemoteError as error:
         raise RemoteError(Reason.BAD_RECORD, error.detail) from None
     return Peeked(record, data, node_id(PublicKey(record.key))), signed
+
+
+class RecordVerifier:
+    """Whether records are signed by their owners; each is checked once."""
+
+    def __init__(self, network: bytes, verify: Verify) -> None:
+        self._network = network
+        self._verify = verify
+        self._verdicts: dict[bytes, bool] = {}
+
+    def verified(self, contact: Contact) -> bool:
+        record = contact.record
+        known = self._verdicts.get(record)
+        if known is not None:
+            return known
+        valid = False
+        for kind in (PeerRecord, ProviderRecord):
+            try:
+                open_record(record, self._network, kind, verify=self._verify)
+            except RemoteError:  # of the other kind, or false: then the other kind refuses it too
+                continue
+            valid = True
+            break
+        self._verdicts[record] = valid
+        if len(self._verdicts) > VERIFIED_MAX:
+            del self._verdicts[next(iter(self._verdicts))]
+        return valid
+
+
+# By what the record was named as, too: whoever names a peer record as a provider's must not hide it from us.
+@lru_cache(maxsize=PARSED_MAX)
+def contact_of(record: bytes, place: Key | None) -> Contact | None:
+    """The contact that a peer record tells of, or a provider record of `place`, not verified; None where it is no such
+    record. Somebody's true record of another place would bring us a node that does not hold our shard.
+    """
+    try:
+        peeked: Peeked[PeerRecord] | Peeked[ProviderRecord]
+        peeked = peek_record(record, PeerRecord) if place is None else peek_record(record, ProviderRecord)
+    except RemoteError:
+        return None
+    if isinstance(peeked.record, ProviderRecord) and peeked.record.place != place:
+        return None
+    return Contact(peeked.node, PublicKey(peeked.record.key), tuple(peeked.record.addresses), record)
+
+
+@lru_cache(maxsize=PARSED_MAX)
+def contact_elsewhere(record: bytes, place: Key | None) -> Contact | None:
+    """`contact_of` a record that came from another machine: its loopback addresses are not ours to dial. They would be
+    our own ports, or those of whatever else runs here."""
+    contact = contact_of(record, place)
+    if contact is None or not any(map(is_loopback, contact.addresses)):
+        return contact
+    addresses = tuple(address for address in contact.addresses if not is_loopback(address))
+    return Contact(contact.node, contact.key, addresses, contact.record)
+
+
+@lru_cache(maxsize=PARSED_MAX)
+def stays_here(record: bytes, place: Key | None) -> bool:
+    """Whether a record (as of `contact_of`) has only loopback addresses: of no use to another machine, and none of its
+    business."""
+    contact = contact_of(record, place)
+    return contact is not None and bool(contact.addresses) and all(map(is_loopback, contact.addresses))
 
 
 def _purpose(kind: type[Struct]) -> Purpose:

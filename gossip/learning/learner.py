@@ -7,12 +7,10 @@ elsewhere), `trained` adds the *change* to the weights as they are by then, so e
 numpy only.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -38,6 +36,7 @@ from gossip.events import (
 from gossip.learning import pair
 from gossip.learning.codec import Coded, FloatArray, all_finite, pack, unpack, value
 from gossip.learning.gate import Gate
+from gossip.learning.saved import Part, SavedModel, SnapshotError
 from gossip.learning.shards import shard_slices
 from gossip.learning.task import Batch, RunInfo, vector_hash
 
@@ -45,13 +44,9 @@ from gossip.learning.task import Batch, RunInfo, vector_hash
 OptimiserState: TypeAlias = tuple[npt.NDArray[Any], ...]
 
 _INFINITY = float("inf")
-_SNAPSHOT_MAGIC = b"p2pnode/weights/v1\0"
-_LENGTH_BYTES = 8
-_HASH_BYTES = 32
-
-
-class SnapshotError(Exception):
-    """Bytes given to `Learner.load` are damaged, or belong to another model. The message is for people."""
+# Parts of a saved model: weights and read-out of a shard, by its number, and the leaves of the optimiser's state.
+SHARD = "shard/"
+OPTIMISER = "optimiser"
 
 
 class TrainInput(Struct, frozen=True):
@@ -310,28 +305,20 @@ class Learner:
         view.flags.writeable = False
         return view
 
-    def dump(self) -> bytes:
-        """Return everything that a restart needs, for `load`: versioned, with a SHA-256 at the end."""
+    def dump(self) -> SavedModel:
+        """Return everything that a restart needs, for `load`. A copy: what comes after does not change it."""
         self._take_in_all()
-        arrays = [self._x, self._readout, *(self._optimiser or ())]
-        header = _Header(
-            schema=self.run_info.schema,
-            run=self.run_info.id,
-            steps=self.steps,
-            begun=self._optimiser is not None,
-            gates=[(gate.count, gate.usual) for gate in self._gates],
-            arrays=[(array.dtype.newbyteorder("<").str, array.shape) for array in arrays],
-            optimiser=self._optimiser_id,
-        )
-        head = msgspec.msgpack.encode(header)
-        parts = [_SNAPSHOT_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head]
-        parts += [array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in arrays]
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-        return b"".join([*parts, digest.digest()])
+        parts = {
+            f"{SHARD}{shard}": Part(self.run_info.schema, (x.copy(), readout.copy()))
+            for shard, (x, readout) in enumerate(zip(self._shards, self._readout_shards, strict=True))
+        }
+        if self._optimiser is not None:
+            # Not copied: a job leaves new arrays behind, and the old ones as they were.
+            parts[OPTIMISER] = Part(self._optimiser_id, self._optimiser)
+        gates = tuple((gate.count, gate.usual) for gate in self._gates)
+        return SavedModel(self.run_info.id, self.steps, gates, parts)
 
-    def load(self, data: bytes) -> bool:
+    def load(self, model: SavedModel) -> bool:
         """Take over what `dump` returned, perhaps in another process.
 
         Training batches are opened anew, in another order than the first time.
@@ -341,69 +328,38 @@ class Learner:
             did not say of which; training begins with a fresh one. Weights are taken over all the same.
 
         Raises:
-            SnapshotError: damaged or cut bytes, or another model or run; nothing was changed.
+            SnapshotError: of another model or run; nothing was changed.
         """
-        header, arrays = _read_snapshot(data)
-        if header.schema != self.run_info.schema:
+        schema = self.run_info.schema
+        for name, part in model.parts.items():
+            if name.startswith(SHARD) and part.meaning != schema:
+                raise SnapshotError(
+                    f"the snapshot holds a model of schema {part.meaning.hex()[:12]}, expected {schema.hex()[:12]};"
+                    " was it made by another task?"
+                )
+        if model.run != self.run_info.id:
             raise SnapshotError(
-                f"the snapshot holds a model of schema {header.schema.hex()[:12]}, expected"
-                f" {self.run_info.schema.hex()[:12]}; was it made by another task?"
-            )
-        if header.run != self.run_info.id:
-            raise SnapshotError(
-                f"the snapshot belongs to run {header.run.hex()[:12]}, expected {self.run_info.id.hex()[:12]}:"
+                f"the snapshot belongs to run {model.run.hex()[:12]}, expected {self.run_info.id.hex()[:12]}:"
                 " network, task version, genesis seed or shard size differ"
             )
-        if len(arrays) < 2 or any(a.shape != self._x.shape or a.dtype != np.float32 for a in arrays[:2]):
-            raise SnapshotError("the snapshot's weights do not have the shape of this model")
-        if len(header.gates) != len(self._gates):
-            raise SnapshotError(f"the snapshot has {len(header.gates)} shards, expected {len(self._gates)}")
-        self._x[:] = arrays[0]
-        self._readout[:] = arrays[1]
-        ours = header.optimiser == self._optimiser_id
-        self._optimiser = tuple(arrays[2:]) if header.begun and ours else None
-        self.steps = header.steps
-        for gate, (count, usual) in zip(self._gates, header.gates, strict=True):
+        if len(model.gates) != len(self._gates):
+            raise SnapshotError(f"the snapshot has {len(model.gates)} shards, expected {len(self._gates)}")
+        kept = [model.parts.get(f"{SHARD}{shard}") for shard in range(len(self._shards))]
+        arrays = [part.arrays if part is not None else () for part in kept]
+        for shard, (found, x) in enumerate(zip(arrays, self._shards, strict=True)):
+            if [(array.dtype, array.shape) for array in found] != [(x.dtype, x.shape)] * 2:
+                raise SnapshotError(
+                    f"shard {shard} of the snapshot is absent or does not have the shape of this model"
+                )
+        for found, x, readout in zip(arrays, self._shards, self._readout_shards, strict=True):
+            x[:], readout[:] = found
+        state = model.parts.get(OPTIMISER)
+        ours = state is not None and state.meaning == self._optimiser_id
+        self._optimiser = state.arrays if state is not None and ours else None
+        self.steps = model.steps
+        for gate, (count, usual) in zip(self._gates, model.gates, strict=True):
             gate.count, gate.usual = count, usual
         self._taken_in = [self._rounds] * len(self._gates)
         self._batches = None
-        return ours or len(arrays) == 2  # a state without arrays is no loss
-
-
-class _Header(Struct, frozen=True, forbid_unknown_fields=True):
-    schema: bytes
-    run: bytes
-    steps: int
-    begun: bool  # the optimiser has a state
-    gates: list[tuple[int, float]]  # accepted changes and their usual norm, per shard
-    arrays: list[
-        tuple[str, tuple[int, ...]]
-    ]  # dtype and shape: weights, read-out, leaves of the optimiser's state
-    optimiser: bytes = b""  # whose state it is; 0.1 did not say
-
-
-def _read_snapshot(data: bytes) -> tuple[_Header, list[npt.NDArray[Any]]]:
-    """Return header and arrays, which are copies."""
-    start = len(_SNAPSHOT_MAGIC) + _LENGTH_BYTES
-    if data[: len(_SNAPSHOT_MAGIC)] != _SNAPSHOT_MAGIC:
-        raise SnapshotError("this is not a snapshot of weights, or one of another version")
-    # Everything below is our own writing once the hash is right.
-    if hashlib.sha256(memoryview(data)[:-_HASH_BYTES]).digest() != data[-_HASH_BYTES:]:
-        raise SnapshotError(f"the snapshot ({len(data)} bytes) is damaged or cut: its SHA-256 does not match")
-    length = int.from_bytes(data[len(_SNAPSHOT_MAGIC) : start], "little")
-    try:
-        header = msgspec.msgpack.decode(data[start : start + length], type=_Header)
-        arrays = []
-        offset = start + length
-        for kind, shape in header.arrays:
-            dtype = np.dtype(kind)
-            count = int(np.prod(shape, dtype=np.int64))
-            arrays.append(
-                np.frombuffer(data, dtype, count, offset).reshape(shape).astype(dtype.newbyteorder("="))
-            )
-            offset += count * dtype.itemsize
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
-        raise SnapshotError(f"the snapshot cannot be read: {error}") from error
-    if offset != len(data) - _HASH_BYTES:
-        raise SnapshotError("the snapshot is longer or shorter than its header says")
-    return header, arrays
+        # Where there are no arrays, there is nothing to leave behind.
+        return ours or state is None or not state.arrays

@@ -1,9 +1,9 @@
 """What a user plugs in (a task), the shape of what is shared (a schema), and which run that makes.
 
-Two peers may exchange weights only if they mean the same thing by them. So everything they must agree on is
-hashed into the run id: network, leaf names, shapes and types, task, learning rules, genesis. The receiver
-owns this manifest; the wire carries bytes of exactly the expected length. JAX is not imported here: a daemon
-that only relays, and every command that does not train, lives without it.
+Two peers may exchange weights only if they mean the same thing by them. So everything they must agree on stands in
+the run's manifest (gossip/run/manifest.py), whose hash is the run id: network, leaf names, shapes and types, task,
+learning rules, genesis. The receiver owns the manifest; the wire carries bytes of exactly the expected length. JAX is
+not imported here: a daemon that only relays, and every command that does not train, lives without it.
 """
 
 import hashlib
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from gossip.config import LearningConfig
+from gossip.config import LearningConfig, RunConfig
 from gossip.errors import LocalError
 from gossip.learning.codec import BLOCK
 from gossip.learning.shards import shard_sizes
+from gossip.run import manifest
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Batch: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -26,19 +27,16 @@ Split: TypeAlias = Literal["train", "test"]
 
 # Name and version of the exchange rules: peers with other arithmetic must not average with us.
 STRATEGY = "shard-pair/1"
-# Characters of "name/version": a hello with more is malformed to every peer (`wire.Text`).
-NAME_LENGTH_MAX = 200
 
 _SCHEMA_DOMAIN = "p2pnode/schema/v1"
-_RUN_DOMAIN = "p2pnode/run/v1"
 
 
 class Task(Protocol):
     """A model, its loss and this machine's data.
 
-    Optional attributes: `name` and `version` (str; part of the run id; change the version when the meaning of
-    the weights changes; parts divided by ", " are compared one by one where two peers' versions differ),
-    `columns` (names of the features, in order, for `check-task` to show) and
+    Optional attributes: `name` and `version` (str; change the version when the meaning of the weights changes),
+    `columns` and `label` (names of the features in their order, and of what is predicted) and `scaling` (as
+    gossip/run/manifest.py makes it), all of which peers must agree on, and
     `optimizer() -> optax.GradientTransformation` (default: SGD, trainer.py).
     """
 
@@ -117,7 +115,7 @@ class Schema(Struct, frozen=True):
 
 
 class RunInfo(Struct, frozen=True):
-    """What the node core knows about the learning: names, hashes and lengths, never arrays."""
+    """What the node core knows about the learning: the manifest, and of it names, hashes and lengths, never arrays."""
 
     id: bytes  # 32 bytes: peers of another run are refused
     network: str
@@ -125,25 +123,7 @@ class RunInfo(Struct, frozen=True):
     schema: bytes  # Schema.id, 32 bytes
     reference: bytes  # SHA-256 of the genesis vector, little-endian float32: the A of every exchange
     shard_sizes: tuple[int, ...]  # values in each shard
-
-    def difference(self, *, run: bytes, schema: bytes, task: str) -> str:
-        """Say in one sentence why a peer with these ids is not of this run; empty if it is."""
-        if run == self.id:
-            return ""
-        if task != self.task:
-            # Tasks may divide their version by ", ": then what is equal need not be read.
-            ours, theirs = self.task.split(", "), task.split(", ")
-            mine = ", ".join(part for part in ours if part not in theirs)
-            its = ", ".join(part for part in theirs if part not in ours)
-            if ours[0] == theirs[0] and mine and its:
-                return f"our task {ours[0]!r} has {mine!r}, the other's {its!r}"
-            return f"our task is {self.task!r}, the other's {task!r}"
-        if schema != self.schema:
-            return f"our model has schema {self.schema.hex()[:12]}, the other's {schema.hex()[:12]}"
-        return (
-            f"same task and model, but our run is {self.id.hex()[:12]} and the other's {run.hex()[:12]}:"
-            " network name, genesis seed, shard size or learning rules differ"
-        )
+    manifest: bytes = b""  # the document whose hash `id` is; empty where a run has none, as in some tests
 
 
 def task_name(task: Task) -> str:
@@ -160,43 +140,62 @@ def vector_hash(vector: FloatArray) -> bytes:
 
 
 def run_info(
-    *, network: str, task: Task, schema: Schema, genesis: FloatArray, learning: LearningConfig
+    *,
+    network: str,
+    task: Task,
+    schema: Schema,
+    genesis: FloatArray,
+    learning: LearningConfig,
+    run: RunConfig | None = None,
 ) -> RunInfo:
-    """Return the manifest of a run.
+    """Return the run that a task and these settings make.
 
     Args:
         network: Name of the network.
-        task: Gives name and version only.
+        task: Gives name, version, columns and scaling only.
         schema: Of the task's parameters (Trainer.schema).
         genesis: Shared vector of the initial parameters, float32, shape (schema.values,).
         learning: Of it, what peers must agree on: shard size and genesis seed.
+        run: What people agree on.
 
     Raises:
-        LocalError: genesis and schema do not fit each other, or the task's name is too long to be told.
+        LocalError: genesis and schema do not fit each other, or there is no manifest for them.
     """
     if genesis.shape != (schema.values,):
         raise LocalError(f"genesis has shape {genesis.shape}, the schema has {schema.values} values")
-    name = task_name(task)
-    if len(name) > NAME_LENGTH_MAX:
-        raise LocalError(
-            f"the task's name and version have {len(name)} characters, at most {NAME_LENGTH_MAX} can be told to peers:"
-            f" {name[:60]!r}..."
+    agreed = run or RunConfig()
+    names = tuple(getattr(task, "columns", ()))
+    made = manifest.make(
+        manifest.Keys(
+            columns=manifest.columns(names, getattr(task, "label", "")) if names else None,
+            genesis=manifest.Genesis(vector_hash(genesis), learning.genesis_seed),
+            licence=agreed.licence or None,
+            network=network,
+            purpose=agreed.purpose or None,
+            rules={"block": BLOCK},
+            scaling=getattr(task, "scaling", None),
+            schema=manifest.shape(schema.id, [str(leaf) for leaf in schema.leaves]),
+            shard_values=learning.shard_values_max,
+            strategy=STRATEGY,
+            task=task_name(task),
         )
-    agreed = [
-        _RUN_DOMAIN,
-        network,
-        schema.id,
-        name,
-        STRATEGY,
-        BLOCK,
-        learning.shard_values_max,
-        learning.genesis_seed,
-    ]
+    )
+    return run_of(made, schema.values)
+
+
+def run_of(made: manifest.Manifest, values: int) -> RunInfo:
+    """Return what the core needs of a manifest.
+
+    Args:
+        values: Length of the shared vector, which the schema decides.
+    """
+    keys = made.keys
     return RunInfo(
-        id=hashlib.sha256(msgspec.msgpack.encode(agreed)).digest(),
-        network=network,
-        task=name,
-        schema=schema.id,
-        reference=vector_hash(genesis),
-        shard_sizes=shard_sizes(schema.values, learning.shard_values_max),
+        id=made.id,
+        network=keys.network,
+        task=keys.task,
+        schema=keys.schema.hash,
+        reference=made.reference,
+        shard_sizes=shard_sizes(values, keys.shard_values),
+        manifest=made.data,
     )

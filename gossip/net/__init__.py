@@ -1,1 +1,1 @@
-"""Connections between nodes: what is decided about them before a message travels."""
+"""Who is connected, how a node enters the network, and what two peers say first."""

@@ -1,69 +1,132 @@
-"""Addresses through which a node enters the network, and when it tries each of them again.
+"""Entering the network, staying in it, and finding back.
 
-An operator may name hundreds, most of them dead. So each address backs off by itself, a few are tried at a time, and
-those that failed least come first, in random order: one living address among many dead ones is found soon, and a
-thousand nodes with one list do not all ask its first line.
+A node that is alone tries the addresses that it was told or remembers, for ever and ever more seldom. Once somebody
+answers, it looks around. Now and then it dials an address that nobody whom it knows has: two parts of a network that
+formed apart, or forgot each other during a long partition, do not find each other by lookups, and nobody in them is
+alone.
 """
 
-import random
-from collections.abc import Iterable
 from math import inf
 
-# Addresses tried at the same time. A guess: dead ones take a driver's whole dial timeout, and a driver has room for 64.
-TRIED_MAX = 8
-# Pause before an address is tried again, doubled up to the second figure. Guesses.
-PAUSE_S = 1.0
-PAUSE_S_MAX = 60.0
-# Doublings counted: 2^6 s is above the limit.
-TRIES_COUNTED = 7
-# Addresses kept. An operator's list is far shorter.
-ADDRESSES_MAX = 1024
+from gossip import persisted
+from gossip.events import Join, Leave, PeerDown
+from gossip.net.entrances import Entrances
+from gossip.outbox import Outbox, Timer
+from gossip.protocol import Alone, Banned, Context, Entered, Protocol, Ready
+
+# Pause of a node that lost its last connection before it dials again. A guess.
+ALONE_S = 1.0
+# Looking back opens a connection. A node that is let in again and again does it no more often than this: where few
+# connections are allowed, they close one another. A guess, as for looking around (gossip/dht/service.py).
+LOOK_BACK_S = 10.0
+# Remembered peers tried at a time, beside the addresses that the operator named. A guess.
+REMEMBERED_TRIED = 3
 
 
-class Bootstrap:
-    """Args:
-    rng: For order and jitter.
-    """
+# The first look back comes after so small a part of the usual interval, which then doubles.
+EARLY = 16.0
 
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._named: dict[str, None] = {}
-        self._tried: dict[str, tuple[int, float]] = {}  # address -> (tries in a row, not before)
+
+class BootstrapDue(Timer, frozen=True):
+    pass
+
+
+class LookBackDue(Timer, frozen=True):
+    pass
+
+
+class Bootstrap(Protocol):
+    """A protocol without messages: what it needs, others answer."""
+
+    name = "bootstrap"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._entrances = Entrances(context.rng)
+        self._remembered = persisted.peers(context.store)
+        self._kept = self._remembered  # what the disk has of them
+        self._looked_back_at = -inf
+        self._entered = False
+        self._leaving = False
+        # Soon after the start, then as often as holders are looked for.
+        self._look_back_s = context.config.membership.walk_interval_s / EARLY
+        self.handlers = {
+            Join: self._join,
+            Leave: self._leave,
+            Ready: self._ready,
+            PeerDown: self._down,
+            Banned: self._banned,
+            BootstrapDue: self._dial,
+            LookBackDue: self._look_back,
+        }
+
+    def start(self, now: float, out: Outbox) -> None:
+        out.timer(BootstrapDue(), now)
+
+    def _join(self, event: Join, now: float, out: Outbox) -> None:
+        self._entrances.add(event.addresses)
+        out.timer(BootstrapDue(), now)
+
+    def _leave(self, event: Leave, now: float, out: Outbox) -> None:
+        self._leaving = True
+        self._keep(out)
+
+    def _ready(self, fact: Ready, now: float, out: Outbox) -> None:
+        if not self._entered:
+            self._entered = True
+            self._entrances.reset()
+            out.timer(LookBackDue(), max(now, self._looked_back_at + LOOK_BACK_S))
+            out.fact(Entered())
+
+    def _down(self, event: PeerDown, now: float, out: Outbox) -> None:
+        if not len(self.context.connections):
+            self._entered = False
+            out.timer(BootstrapDue(), now + ALONE_S * self.context.rng.uniform(0.5, 1.5))
+
+    def _banned(self, fact: Banned, now: float, out: Outbox) -> None:
+        theirs = {a for c in self.context.contacts() if c.node == fact.peer for a in c.addresses}
+        self._remembered = [address for address in self._remembered if address not in theirs]
+
+    def _dial(self, timer: BootstrapDue, now: float, out: Outbox) -> None:
+        """As long as nobody is connected: try all known addresses, ever more seldom, for ever."""
+        if len(self.context.connections) or self._leaving:
+            return
+        remembered = self._remembered
+        tried = self.context.rng.sample(remembered, min(REMEMBERED_TRIED, len(remembered)))
+        addresses, again = self._entrances.take(now, tried)
+        for address in addresses:
+            out.dial(address)
+        out.timer(BootstrapDue(), again)
+        out.fact(Alone(again < inf))
+
+    def _look_back(self, timer: LookBackDue, now: float, out: Outbox) -> None:
+        """Dial one address that nobody whom we know has; keep what we know for the next life."""
+        self._looked_back_at = now
+        self._keep(out)
+        context = self.context
+        known = {address for contact in context.contacts() for address in contact.addresses}
+        known.update(connection.address for _, connection in context.connections.items())
+        known.update(context.addresses.all)
+        named = dict.fromkeys([*self._entrances.named, *self._remembered])
+        gone = [address for address in named if address not in known]
+        if gone:
+            out.dial(context.rng.choice(gone))
+        out.timer(LookBackDue(), now + self._look_back_s * context.rng.uniform(0.8, 1.2))
+        self._look_back_s = min(2.0 * self._look_back_s, context.config.membership.walk_interval_s)
+
+    def _keep(self, out: Outbox) -> None:
+        """Addresses to try when we are alone, now and in the next life. A long silence empties pool and table, but not
+        this: those who were there longest stay until others take their places."""
+        present = [c.addresses[0] for c in self.context.contacts() if c.addresses]
+        self._remembered = list(dict.fromkeys([*present, *self._remembered]))[: persisted.PEERS_MAX]
+        if self._remembered != self._kept:
+            self._kept = self._remembered
+            out.persist([persisted.peers_entry(self._kept)])
 
     @property
-    def named(self) -> list[str]:
-        """What the operator named, oldest first."""
-        return list(self._named)
+    def remembered(self) -> list[str]:
+        """Addresses of peers from now and before, in the order in which they were met."""
+        return list(self._remembered)
 
-    def add(self, addresses: Iterable[str]) -> None:
-        """The operator names addresses; they are due at once."""
-        for address in addresses:
-            if len(self._named) < ADDRESSES_MAX:
-                self._named[address] = None
-        self.reset()
-
-    def reset(self) -> None:
-        """The node has entered: at the next time it is alone, all addresses are due again."""
-        self._tried.clear()
-
-    def take(self, now: float, remembered: Iterable[str] = ()) -> tuple[list[str], float]:
-        """Return the addresses to dial now, at most TRIED_MAX, and when to ask again (inf: there are none).
-
-        Args:
-            now: Seconds.
-            remembered: More addresses to try this time, of peers from before.
-        """
-        known = list(dict.fromkeys([*self._named, *remembered]))
-        due = [address for address in known if self._tried.get(address, (0, 0.0))[1] <= now]
-        self._rng.shuffle(due)
-        due.sort(key=lambda address: self._tried.get(address, (0, 0.0))[0])
-        taken, left = due[:TRIED_MAX], due[TRIED_MAX:]
-        for address in taken:
-            tries = min(self._tried.get(address, (0, 0.0))[0] + 1, TRIES_COUNTED)
-            pause = min(PAUSE_S_MAX, PAUSE_S * 2.0 ** (tries - 1)) * self._rng.uniform(0.5, 1.5)
-            self._tried[address] = (tries, now + pause)
-        if left:
-            return taken, now + PAUSE_S * self._rng.uniform(0.5, 1.5)
-        return taken, min(
-            (self._tried[address][1] for address in known if address in self._tried), default=inf
-        )
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        return {"remembered": (len(self._remembered), persisted.PEERS_MAX)}

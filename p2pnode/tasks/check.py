@@ -9,12 +9,13 @@ import time
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from gossip.config import CODECS, ExchangeConfig, LearningConfig
+from gossip.config import CODECS, ExchangeConfig, LearningConfig, RunConfig
 from gossip.errors import LocalError
 from gossip.events import JobRefused, Offer, Offered, Respond
 from gossip.learning.codec import payload_bytes
 from gossip.learning.learner import Learner
 from gossip.learning.task import Task, run_info, task_name
+from gossip.run import manifest
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.interrupt import EndsAtOnce
 from p2pnode.tasks.faults import TaskFaults, what_came
@@ -27,6 +28,8 @@ class TaskFacts(Struct, frozen=True):
     """What check-task prints."""
 
     task: str  # name/version
+    run: str  # hex; peers need the same
+    manifest: dict[str, str]  # what makes the run, key by key, in words
     schema: str  # hex
     leaves: list[str]  # "hidden/w float32[64,64]"
     values: int  # shared float32
@@ -41,12 +44,21 @@ class TaskFacts(Struct, frozen=True):
     columns: list[str] | UnsetType = UNSET  # features of a table that names them, in the order that counts
 
 
-def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskFacts:
+def check_task(
+    task: Task,
+    learning: LearningConfig,
+    *,
+    network: str = "",
+    agreed: RunConfig | None = None,
+    spec: str = "",
+) -> TaskFacts:
     """Run a task through everything that a daemon does with it. Imports JAX.
 
     Args:
         task: As `load_task` made it.
         learning: How it will be trained.
+        network: Where, for the id of the run.
+        agreed: What else the people of the run agree on.
         spec: What it was made from; faults in a person's own code are told with file and line then.
 
     Raises:
@@ -69,7 +81,12 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
             if not np.isfinite(trainer.genesis).all():
                 raise LocalError("init(key) gave parameters that are not finite")
             run = run_info(
-                network="", task=task, schema=trainer.schema, genesis=trainer.genesis, learning=learning
+                network=network,
+                task=task,
+                schema=trainer.schema,
+                genesis=trainer.genesis,
+                learning=learning,
+                run=agreed,
             )
 
             def learner() -> Learner:
@@ -104,13 +121,15 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
                     f"{ours.steps} steps changed no weight; does the loss depend on the parameters?"
                 )
             _exchange(ours, learner())
-            snapshot = ours.dump()
-            learner().load(snapshot)
+            saved = ours.dump()
+            learner().load(saved)
             test = trainer.evaluate([ours.readout()])[0]
     except (LocalError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(ExitCode.TASK, f"{words}: {what_came(error)}") from error
     return TaskFacts(
         task=run.task,
+        run=run.id.hex(),
+        manifest=manifest.shown(manifest.decode(run.manifest)),
         schema=run.schema.hex(),
         leaves=[str(leaf) for leaf in trainer.schema.leaves],
         values=trainer.schema.values,
@@ -123,7 +142,7 @@ def check_task(task: Task, learning: LearningConfig, *, spec: str = "") -> TaskF
         loss=trained.loss,
         dropped=dropped,
         test=test,
-        snapshot_bytes=len(snapshot),
+        snapshot_bytes=saved.size_bytes,
         columns=list(getattr(task, "columns", ())) or UNSET,
     )
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from gossip.errors import LocalError
 from gossip.learning.task import Split
+from gossip.run.manifest import Scaling
 from p2pnode.values import nearest
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -77,6 +78,8 @@ class Classifier:
         cooling_steps: The rate falls in a straight line to zero over so many steps; 0: it stays. Nodes stop at their
             own time, and whoever trains last pulls the average towards its own rows; a cold end has no last word.
         columns: Names of the features, in order; empty: unknown.
+        label: Name of the column that is predicted; empty: unknown.
+        scaling: How the features were brought to one scale, where peers must agree on it.
 
     Raises:
         LocalError: no rows, or a number out of range.
@@ -95,6 +98,8 @@ class Classifier:
         rate: float,
         cooling_steps: int = 0,
         columns: tuple[str, ...] = (),
+        label: str = "",
+        scaling: Scaling | None = None,
     ) -> None:
         if not len(train) or not len(test):
             raise LocalError(f"expected rows to train on and to test on, got {len(train)} and {len(test)}")
@@ -114,6 +119,8 @@ class Classifier:
         self.test = test
         self.classes = classes
         self.columns = columns
+        self.label = label
+        self.scaling = scaling
         self._hidden = hidden
         self._batch = batch
         self._rate = rate

@@ -1,9 +1,9 @@
 """The built-in task `table`: a CSV or NPZ file with a label column.
 
-What peers must agree on and cannot see in each other's files goes into the task's version, and so into the
-run id: the list of classes, how features are scaled, and the names of the columns in their order, as far as a file has
-names: equal positions would mean different things otherwise. By default features are standardised by the mean and
-deviation of **the file's own training rows**. That is right where all nodes read the same file (and take a
+What peers must agree on and cannot see in each other's files goes into the run's manifest: the list of classes (by the
+task's version), how features are scaled, and the names of the columns in their order, as far as a file has names: equal
+positions would mean different things otherwise. By default features are standardised by the mean and deviation of **the
+file's own training rows**. That is right where all nodes read the same file (and take a
 `part` of it). Where each machine brings its own file, equal values would mean different things on different
 machines; give the same `mean` and `deviation` everywhere then, or bring features that are scaled already and
 say `scale="none"`.
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from gossip.errors import LocalError
+from gossip.run import manifest
 from p2pnode.tasks.classifier import Classifier, Rows, check_batch, check_model
 from p2pnode.tasks.partition import divided
 
@@ -107,17 +108,18 @@ def make(
     if not len(train):
         raise LocalError(f"{path} has {len(y)} rows: too few to train on and to test on")
     check_batch(batch, len(train))
-    x, scaling = table.x, scale
+    x, scaling = table.x, manifest.scaling("none")
     if scale == "standard" and mean is not None and deviation is not None:
         middle, width = _vector("mean", mean, x.shape[1]), _vector("deviation", deviation, x.shape[1])
         if not (width > 0).all():
             raise LocalError("every deviation must be above zero")
         x = (x - middle) / width
-        scaling = hashlib.sha256(middle.tobytes() + width.tobytes()).hexdigest()[:12]
+        scaling = manifest.scaling("given", middle.astype("<f8").tobytes(), width.astype("<f8").tobytes())
     elif scale == "standard":
         width = x[train].std(axis=0)
         # A constant feature carries nothing; it becomes zero.
         x = (x - x[train].mean(axis=0)) / np.where(width > 0, width, 1)
+        scaling = manifest.scaling("own")
     divisions = divided(
         y[train],
         parts,
@@ -132,18 +134,20 @@ def make(
     )
     own = train[divisions[part]]
     rows = Rows(x.astype(np.float32), y)
-    # A file without names can be compared with nothing: it is of one run with others without names.
-    named = _short_hash([table.label, *table.columns]) if table.columns else "unnamed"
+    agreed = hashlib.sha256(msgspec.json.encode(known)).hexdigest()[:12]
     return Classifier(
         name="table",
-        version=f"1, {len(known)} classes {_short_hash(known)}, scale {scaling}, {x.shape[1]} columns {named}",
+        version=f"1 {len(known)} classes {agreed}",
         train=rows.take(own),
         test=rows.take(test),
         classes=len(known),
         hidden=hidden if model == "mlp" else 0,
         batch=batch,
         rate=lr,
+        # A file without names can be compared with nothing: it is of one run with others without names.
         columns=table.columns,
+        label=table.label,
+        scaling=scaling,
     )
 
 
@@ -294,11 +298,6 @@ def _numbered(labels: list[str], known: list[str]) -> npt.NDArray[np.int32]:
     if unknown:
         raise LocalError(f"the label {unknown[0]!r} is not among the classes {', '.join(known)}")
     return np.array([numbers[label] for label in labels], np.int32)
-
-
-def _short_hash(names: Sequence[str]) -> str:
-    """Twelve hexadecimal digits that stand for names and their order: against accidents, not against forgers."""
-    return hashlib.sha256(msgspec.json.encode(names)).hexdigest()[:12]
 
 
 def _vector(name: str, given: Numbers, features: int) -> npt.NDArray[np.float64]:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import RunInfo, Task, run_info
 from gossip.node import Node
+from gossip.peer import make_node
 from p2pnode.errors import ExitCode, UserError
 from p2pnode.printable import printable
 from simulation.adversaries import Adversaries
@@ -126,6 +127,7 @@ class RealParts:
             schema=self.trainer.schema,
             genesis=self.trainer.genesis,
             learning=self._config.learning,
+            run=self._config.run,
         )
         self.run_id = self.run_info.id
         self._seed = seeds.integer("batches") % 2**32
@@ -134,7 +136,7 @@ class RealParts:
         )
 
     def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
-        return Node(
+        return make_node(
             host.identity,
             self._config,
             self.run_info,

@@ -146,7 +146,7 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
         rounds: How many; 0: as many as fit into the scenario's time.
     """
     # Imported here: numpy comes with it, and `p2psim list` needs none.
-    from gossip.node import NEWCOMERS_ASKED
+    from gossip.run.session import NEWCOMERS_ASKED
 
     config, network, faults, compute = scenario.config, scenario.network, scenario.faults, scenario.compute
     round_s = config.learning.round_interval_s

@@ -15,6 +15,7 @@ Holds for honest nodes:
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import NoReturn
 
 import msgspec
@@ -333,7 +334,7 @@ class SwarmChecker:
                     ):
                         del self._applied[receiver, digest, side]
 
-    def bounds(self, host: Host, sizes: dict[str, tuple[int, float]]) -> None:
+    def bounds(self, host: Host, sizes: Mapping[str, tuple[int, float]]) -> None:
         """Sizes of tables and queues, each with its limit."""
         self.checks += 1
         for name, (size, limit) in sizes.items():

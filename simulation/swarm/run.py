@@ -240,9 +240,8 @@ def _missing(world: SwarmWorld, found: dict[tuple[NodeId, Key], None]) -> str:
         node = world.node(host)
         if node.state not in ("training", "exchanging"):
             return f"node {host.index} is still {node.state}"
-        unknown = [
-            index for other, index in ids.items() if other != host.id and other not in node._membership
-        ]
+        known = {contact.node for contact in node.context.contacts()}
+        unknown = [index for other, index in ids.items() if other != host.id and other not in known]
         if unknown:
             return f"node {host.index} does not know the nodes {unknown[:5]}"
     learners = [host.worker for host in world.honest_hosts]

@@ -24,7 +24,7 @@ from gossip.learning.task import RunInfo
 from gossip.node import Node
 from simulation.machines import Host
 from simulation.seeds import Seeds
-from simulation.villain import Mark
+from simulation.villain import Mark, Orders
 
 # Leading bits that a Sybil's id shares with its target: with at most some forty honest nodes about, whose nearest
 # shares five or six. 256 tries of some 50 us each.
@@ -159,7 +159,7 @@ class Sybil:
             addresses=(self._host.address,),
             key=self._host.key,
             place=self._band.place,
-            seq=self._node._sequence.take(out),
+            seq=self._node.context.sequence.take(Orders(out)),
             ttl_s=TTL_S,
         )
         signed = sign_record(self._host.identity, self._network, record)

@@ -11,14 +11,17 @@ from typing import Protocol
 import numpy as np
 
 from gossip.dht.ids import Key, NodeId
-from gossip.dht.routing import Contact
 from gossip.errors import LocalError
 from gossip.events import Job, JobResult, Trained
 from gossip.learning.codec import FloatArray
-from gossip.learning.learner import Learner, SnapshotError, TrainOutput
+from gossip.learning.learner import Learner, TrainOutput
+from gossip.learning.saved import SavedModel, SnapshotError
 from gossip.learning.shards import shard_sizes
 from gossip.learning.task import RunInfo, vector_hash
 from gossip.node import Node
+from gossip.outbox import Outbox
+from gossip.peer import make_node
+from gossip.protocol import ProviderFound
 from simulation.machines import Core, Host
 from simulation.seeds import Seeds
 from simulation.swarm.clock import Clock, Clocked
@@ -68,18 +71,19 @@ class SyntheticLearner(Learner):
     def trained(self, output: TrainOutput) -> Trained:
         return super().trained(output)
 
-    def dump(self) -> bytes:
+    def dump(self) -> SavedModel:
         """To the machine's disk. Empty where the disk did not take it, as the daemon reports it."""
-        data = super().dump()
+        model = super().dump()
+        nothing = SavedModel(model.run, model.steps, (), {})
         try:
-            self._disk.write_snapshot(data)
+            self._disk.write_model(self.run_info, model)
         except OSError:
-            return b""
+            return nothing
         except PowerLoss:
             # The rest of the event belongs to a program that is dead; the world kills it at its next one.
             self._host.doomed = True
-            return b""
-        return data
+            return nothing
+        return model
 
 
 class SyntheticParts:
@@ -121,7 +125,7 @@ class SyntheticParts:
         clock = self.clocks[host.index]
         disk = self.disks[host.index]
         host.saved = None  # the disk of this world is elsewhere
-        node = Node(
+        node = make_node(
             host.identity,
             self._config,
             self.run_info,
@@ -129,7 +133,7 @@ class SyntheticParts:
             rng=seeds.random("node", host.index, host.life),
             entropy=seeds.entropy("node", host.index, host.life),
             store=disk.load(),
-            has_model=disk.read_snapshot() is not None,
+            has_model=disk.read_model(self.run_info) is not None,
             now=clock.local(now),
         )
         self.listen(node)
@@ -139,14 +143,15 @@ class SyntheticParts:
 
     def listen(self, node: Node) -> None:
         """Has `found` told of the provider records that lookups of this node bring, besides the node itself."""
-        tell, directory = node._provider_found, node._directory
+        exchange = node.protocol("exchange")
+        tell = exchange.handlers[ProviderFound]
 
-        def heard(contact: Contact, place: Key) -> None:
+        def heard(fact: ProviderFound, now: float, out: Outbox) -> None:
             if self.found is not None:
-                self.found(contact.node, place)
-            tell(contact, place)
+                self.found(fact.contact.node, fact.key)
+            tell(fact, now, out)
 
-        directory._found = heard
+        exchange.handlers[ProviderFound] = heard
 
     def worker(self, host: Host) -> SyntheticLearner:
         learner = SyntheticLearner(
@@ -158,7 +163,7 @@ class SyntheticParts:
             seed=self._seed + host.index,
         )
         disk = self.disks[host.index]
-        saved = disk.read_snapshot()
+        saved = disk.read_model(self.run_info)
         if saved is not None:
             try:
                 learner.load(saved)

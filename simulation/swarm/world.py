@@ -182,39 +182,21 @@ class SwarmWorld(World):
     def inspect(self) -> None:
         """Bounds of every table and queue of honest nodes; nobody honest is banned or convicted."""
         self_ids = {host.id: host for host in self.honest_hosts}
-        config = self.scenario.config
         for host in self.honest_hosts:
             if host.core is None:
                 continue
             node = self.node(host)
             if not np.isfinite(host.worker.weights()).all():  # type: ignore[union-attr]
                 self.checker.fail(host, "its weights are not finite")
-            links, exchanges, directory = node._links, node._exchanges, node._directory
-            self.checker.bounds(
-                host,
-                {
-                    "connections": (len(links), config.connections_max + len(exchanges.partners) + 1),
-                    "dials": (len(links._waiting), 256),
-                    "failures": (len(links._failures), 4096),
-                    "bans": (len(links._banned), 4096),
-                    "incoming exchanges": (len(exchanges._incoming), 8),
-                    "outgoing exchanges": (len(exchanges._outgoing), 2 * len(node._run.shard_sizes)),
-                    "replies": (len(exchanges._replies), config.exchange.reply_cache_max),
-                    "closed offers": (len(exchanges._closed), 64),
-                    "requests": (len(directory._asked), 512),
-                    "lookups": (len(directory._running), 128),
-                    "records": (len(directory.records), config.dht.records_max),
-                    "contacts": (len(directory.table), 256 * config.dht.k),
-                    "pool": (len(node._membership), config.membership.pool_max),
-                    "deadlines": (len(node._deadlines._heap), 8192),
-                },
-            )
+            self.checker.bounds(host, node.bounds())
+            connections = node.context.connections
+            records = node.protocol("dht").records
             self._judge_crowds(host, node)
             clock = self.parts.clocks[host.index]
-            for peer in links._banned:
-                if peer in self_ids and links.banned(peer, clock.local(self.now)):
+            for peer in connections.banned_now(clock.local(self.now)):
+                if peer in self_ids:
                     self.checker.fail(host, f"it has banned the honest node {self_ids[peer].index}")
-            for owner in directory.records._proofs:
+            for owner in records._proofs:
                 if owner in self_ids:
                     self.checker.fail(
                         host, f"it holds a proof against the honest node {self_ids[owner].index}"
@@ -224,7 +206,7 @@ class SwarmWorld(World):
         """One subnet owns neither bucket nor table, and whoever has known somebody honest goes on knowing somebody."""
         if not self._bands:
             return
-        table = node._directory.table
+        table = node.protocol("dht").table
         for subnet in SYBIL_SUBNETS.values():
             counts = [
                 sum(entry.contact.addresses[0].startswith(subnet) for entry in bucket.entries.values())
@@ -243,9 +225,10 @@ class SwarmWorld(World):
         honest = [other for other in self.honest_hosts if other is not host]
         # Who was cut off for long has forgotten everybody who did not answer, but not their addresses: those are
         # dialled when nobody known has them.
+        contacts = {contact.node for contact in node.context.contacts()}
+        remembered = node.protocol("bootstrap").remembered
         known = any(
-            other.id in table or other.id in node._membership or other.address in node._remembered
-            for other in honest
+            other.id in table or other.id in contacts or other.address in remembered for other in honest
         )
         if known:
             self._acquainted[host.index] = host.life
@@ -525,7 +508,7 @@ class SwarmWorld(World):
         return tuple(dict.fromkeys((*super()._known(host), self.hosts[0 if host.index else 1].address)))
 
     def _persist(self, host: Host, order: Persist) -> None:
-        self.parts.disks[host.index].put(order.entries, power=order.power)
+        self.parts.disks[host.index].put(order.entries, fsync=order.fsync)
 
     def _hear(self, host: Host, news: News) -> None:
         if host.index >= self.options.nodes:

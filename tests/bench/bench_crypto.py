@@ -12,7 +12,8 @@ from noise.connection import Keypair, NoiseConnection
 from crypto.channel import SecureChannel
 from crypto.identity import Identity, verify
 from crypto.signing import Purpose, network_id
-from gossip.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION
+from gossip.wire import FRAME_BYTES_MAX
+from gossip.wire.connection import CHANNEL_VERSION
 from tests.bench.figures import Figure, medians, times
 
 NETWORK = network_id("bench")
@@ -49,7 +50,7 @@ def pair() -> tuple[SecureChannel, SecureChannel]:
         SecureChannel(
             identity=identity,
             network=NETWORK,
-            version=PROTOCOL_VERSION,
+            version=CHANNEL_VERSION,
             initiator=identity is IDENTITIES[0],
             entropy=os.urandom,
             frame_bytes_max=FRAME_BYTES_MAX,

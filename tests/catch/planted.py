@@ -11,7 +11,7 @@ class Planted(NamedTuple):
     why_not: str = ""  # where it is known why no run can show it
 
 
-EXCHANGE = "gossip/exchange.py"
+EXCHANGE = "gossip/run/exchange.py"
 FAULTS = (
     Planted(
         "the signature of an offer is not checked",
@@ -34,7 +34,12 @@ FAULTS = (
     Planted(
         "an offer for somebody else is accepted", EXCHANGE, "if to != self._identity.public_key:", "if False:"
     ),
-    Planted("another run is not noticed", EXCHANGE, "if header.run != self._run.id:", "if False:"),
+    Planted(
+        "another run is not noticed",
+        EXCHANGE,
+        "        holding = self._holdings.get(header.run)\n",
+        "        holding = next(iter(self._holdings.values()))\n",
+    ),
     Planted("+c on both sides", "gossip/learning/pair.py", "return x - WEIGHT * c", "return x + WEIGHT * c"),
     Planted(
         "the weight of one side is another",
@@ -45,19 +50,19 @@ FAULTS = (
     Planted(
         "numbers are not persisted before they are signed",
         "gossip/sequence.py",
-        "            out.append(Persist((memory.ceiling_entry(self._ceiling),), power=True))\n",
+        "            out.persist([persisted.ceiling_entry(self._ceiling)], fsync=True)\n",
         "",
     ),
     Planted(
         "numbers are persisted without fsync",
         "gossip/sequence.py",
-        "(memory.ceiling_entry(self._ceiling),), power=True)",
-        "(memory.ceiling_entry(self._ceiling),))",
+        "[persisted.ceiling_entry(self._ceiling)], fsync=True)",
+        "[persisted.ceiling_entry(self._ceiling)])",
     ),
     Planted(
         "the mark of an author is not persisted before its offer is applied",
         EXCHANGE,
-        "        out.append(Persist((memory.mark_entry(header.author, header.seq),)))\n",
+        "        out.persist([persisted.mark_entry(header.author, header.seq)])\n",
         "",
     ),
     Planted(
@@ -75,33 +80,33 @@ FAULTS = (
     Planted(
         "a reply is taken also while its exchange is being finished",
         EXCHANGE,
-        '            outgoing.state = "finishing"\n            self._compute(outgoing.number, Finish(',
-        "            self._compute(outgoing.number, Finish(",
+        'message.payload, outgoing.clip), out)\n            outgoing.state = "finishing"\n',
+        "message.payload, outgoing.clip), out)\n",
     ),
     Planted("one fault of a peer is enough to ban it", "gossip/node.py", "FAULTS_MAX = 10", "FAULTS_MAX = 1"),
     Planted(
         "nobody looks back for those who are gone",
-        "gossip/node.py",
-        "        self._look_back(out)\n",
+        "gossip/net/bootstrap.py",
+        "            out.timer(LookBackDue(), max(now, self._looked_back_at + LOOK_BACK_S))\n",
         "",
     ),
     Planted(
         "who is alone tries its addresses once",
-        "gossip/node.py",
-        '        self._deadlines.set(("bootstrap",), again)\n',
+        "gossip/net/bootstrap.py",
+        "        out.timer(BootstrapDue(), again)\n",
         "",
     ),
     Planted(
         "a node looks for others once",
-        "gossip/node.py",
-        '        self._deadlines.set(("walk",), now + self._walk_s * self._rng.uniform(0.8, 1.2))\n',
+        "gossip/dht/service.py",
+        "        out.timer(WalkDue(), now + self._walk_s * self.context.rng.uniform(0.8, 1.2))\n",
         "",
     ),
     Planted(
         "a record is published once",
-        "gossip/dht/directory.py",
-        "        return bool(self._addresses) and now >= date\n",
-        "        return bool(self._addresses) and place not in self._published\n",
+        "gossip/dht/service.py",
+        "        return bool(addresses.all) and now >= date\n",
+        "        return bool(addresses.all) and place not in self._published\n",
     ),
     Planted(
         "offers that are over are remembered for ever",

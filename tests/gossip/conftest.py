@@ -7,15 +7,18 @@ import hashlib
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from crypto.identity import Identity
+from gossip import persisted
 from gossip.config import Config
 from gossip.dht.ids import NodeId
+from gossip.dht.routing import Contact
 from gossip.errors import Reason
 from gossip.events import (
     Compute,
@@ -40,9 +43,14 @@ from gossip.events import (
     Woken,
 )
 from gossip.learning.learner import Learner, TrainOutput
-from gossip.learning.shards import shard_sizes
-from gossip.learning.task import RunInfo, vector_hash
-from gossip.node import Node
+from gossip.learning.saved import SavedModel
+from gossip.learning.task import RunInfo, run_of, vector_hash
+from gossip.net.sampling import Membership
+from gossip.node import Make
+from gossip.outbox import Outbox
+from gossip.peer import make_node
+from gossip.run import manifest
+from gossip.run.exchange import Holding
 
 DELAY_S = 0.01
 VALUES = 200
@@ -50,27 +58,40 @@ VALUES = 200
 
 def make_run(*, values: int = VALUES, shard_max: int = VALUES, name: str = "test/1") -> RunInfo:
     """A run whose genesis is all zeros."""
-    return RunInfo(
-        id=hashlib.sha256(name.encode()).digest(),
+    keys = manifest.Keys(
+        genesis=manifest.Genesis(vector_hash(np.zeros(values, np.float32)), 0),
         network="main",
+        rules={"block": 64},
+        schema=manifest.shape(hashlib.sha256(b"schema").digest(), []),
+        shard_values=shard_max,
+        strategy="shard-pair/1",
         task=name,
-        schema=hashlib.sha256(b"schema").digest(),
-        reference=vector_hash(np.zeros(values, np.float32)),
-        shard_sizes=shard_sizes(values, shard_max),
     )
+    return run_of(manifest.make(keys), values)
 
 
 class Peer:
-    """One node with its learner and its disk."""
+    """One node with its learners, one for each run, and its disk."""
 
-    def __init__(self, number: int, run: RunInfo, config: Config, now: float, *, told: bool = True) -> None:
+    def __init__(
+        self,
+        number: int,
+        runs: Sequence[RunInfo],
+        config: Config,
+        now: float,
+        more: Sequence[Make] = (),
+        *,
+        told: bool = True,
+    ) -> None:
         self.number = number
         self.address = f"10.0.0.{number}:7400"
         self.told = told  # knows its address from the start, else from its connections
-        self.run = run
+        self.runs = list(runs)
+        self.run = self.runs[0]
         self.config = config
+        self.more = more
         self.store: dict[str, bytes] = {}
-        self.snapshot = b""
+        self.snapshots: dict[bytes, SavedModel] = {}  # by run
         self.rng = random.Random(number)
         self.identity = Identity.from_seed(bytes([number]) * 32)
         self.news: list[News] = []
@@ -79,27 +100,43 @@ class Peer:
 
     def start(self, now: float) -> None:
         """Begin a life from what the disk holds."""
-        genesis = np.zeros(sum(self.run.shard_sizes), np.float32)
-        self.learner = Learner(
-            self.run, genesis, exchange=self.config.exchange, learning=self.config.learning, node=self.number
-        )
-        if self.snapshot:
-            self.learner.load(self.snapshot)
-        self.node = Node(
+        self.learners = {run.id: self._learner(run) for run in self.runs}
+        self.learner = self.learners[self.run.id]
+        self.node = make_node(
             self.identity,
             self.config,
-            self.run,
+            [(run, run.id in self.snapshots) for run in self.runs],
             addresses=(self.address,) if self.told else (),
             rng=self.rng,
             entropy=self.rng.randbytes,
             store=dict(self.store),
-            has_model=bool(self.snapshot),
             now=now,
+            more=self.more,
         )
+
+    def _learner(self, run: RunInfo) -> Learner:
+        genesis = np.zeros(sum(run.shard_sizes), np.float32)
+        config = self.config
+        learner = Learner(run, genesis, exchange=config.exchange, learning=config.learning, node=self.number)
+        if run.id in self.snapshots:
+            learner.load(self.snapshots[run.id])
+        return learner
 
     @property
     def id(self) -> NodeId:
         return self.node.id
+
+    @property
+    def holding(self) -> Holding:
+        """What the node holds of its run."""
+        holding: Holding = self.node.protocol("exchange").sessions[self.run.id].holding
+        return holding
+
+    @property
+    def pool(self) -> Membership:
+        """The holders that the node knows."""
+        pool: Membership = self.node.protocol("exchange").sessions[self.run.id].pool
+        return pool
 
     def refused(self, *, by_us: bool = True) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -128,22 +165,32 @@ class Net:
         self,
         *,
         run: RunInfo | None = None,
+        runs: Sequence[RunInfo] = (),
         config: Config | None = None,
         weight: float | None = None,
+        weights: Sequence[float] = (),
+        more: Sequence[Make] = (),
         told: bool = True,
     ) -> Peer:
         """Add a node that knows the first one's address.
 
         Args:
+            run: What it takes part in.
+            runs: The same, of a node with several.
             weight: The node has been learning for a while, and each of its weights is this; None: a newcomer.
+            weights: The same, one for each run.
+            more: Protocols besides the usual ones.
             told: The node knows its own address.
         """
-        peer = Peer(len(self.peers) + 1, run or make_run(), config or Config(), self.now, told=told)
-        if weight is not None:
-            peer.learner._x[:] = weight
-            peer.snapshot = peer.learner.dump()
-            ages = [100] * len(peer.run.shard_sizes)
-            peer.store["ages"] = bytes([0x90 + len(ages), *ages])
+        peer = Peer(
+            len(self.peers) + 1, runs or [run or make_run()], config or Config(), self.now, more, told=told
+        )
+        for held, each in zip(peer.runs, weights or [weight] * len(peer.runs), strict=True):
+            if each is not None:
+                peer.learners[held.id]._x[:] = each
+                peer.snapshots[held.id] = peer.learners[held.id].dump()
+                peer.store.update(persisted.learned_entries(held, [100] * len(held.shard_sizes), 0))
+        if peer.snapshots:
             peer.start(self.now)
         first = next(iter(self.peers.values()), None)
         self.peers[peer.id] = peer
@@ -194,10 +241,22 @@ class Net:
 
     def exchange(self, source: Peer, target: Peer, shard: int = 0) -> None:
         """Have `source` offer `shard` to `target` now, and let it end."""
-        effects: list[Effect] = []
-        source.node._exchanges.initiate(shard, target.id, target.identity.public_key, self.now, effects)
-        self._carry_out(source, effects)
+        self.initiate(source, target, shard)
         self.run(1.0)
+
+    def initiate(self, source: Peer, target: Peer, shard: int = 0) -> None:
+        """Have `source` offer `shard` to `target` now."""
+        contact = Contact(target.id, target.identity.public_key, (target.address,), b"")
+        with self.turn(source) as out:
+            exchanges = source.node.protocol("exchange").exchanges
+            exchanges.initiate(source.holding, shard, contact, self.now, out)
+
+    @contextmanager
+    def turn(self, peer: Peer, protocol: str = "exchange") -> Iterator[Outbox]:
+        """Let a test speak for a protocol of `peer`; what it says is carried out afterwards."""
+        peer.node._turn.now = self.now
+        yield peer.node._outboxes[protocol]
+        self._carry_out(peer, peer.node._release(self.now))
 
     def _carry_out(self, peer: Peer, effects: list[Effect]) -> None:
         for effect in effects:
@@ -227,16 +286,17 @@ class Net:
             self.connect(peer, other)
 
     def _compute(self, peer: Peer, order: Compute) -> None:
+        learner = peer.learners[order.run]
         match order.job:
             case Train(steps) if steps > 0:
-                change = np.full(sum(peer.run.shard_sizes), peer.change, np.float32)
+                change = np.full(learner.weights().size, peer.change, np.float32)
                 output = TrainOutput(change=change, optimiser=(), loss=1.0, steps=steps)
-                self.post(0.001, peer.id, Done(order.ticket, peer.learner.trained(output)))
+                self.post(0.001, peer.id, Done(order.ticket, learner.trained(output)))
             case Save():
-                peer.snapshot = peer.learner.dump()
-                self.post(0.0, peer.id, Done(order.ticket, Saved(len(peer.snapshot))))
+                peer.snapshots[order.run] = learner.dump()
+                self.post(0.0, peer.id, Done(order.ticket, Saved(peer.snapshots[order.run].size_bytes)))
             case job:
-                self.post(0.0, peer.id, Done(order.ticket, peer.learner.run(job)))
+                self.post(0.0, peer.id, Done(order.ticket, learner.run(job)))
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip import wire
 from gossip.addresses import is_loopback
-from gossip.dht.directory import REACHED_MAX
 from gossip.dht.ids import NodeId, node_id, provider_key
 from gossip.dht.records import PeerRecord, ProviderRecord, peek_record, sign_record
 from gossip.events import PeerDown, PeerUp, Received, Send
+from gossip.net.own_addresses import REACHED_MAX
 
 NETWORK = network_id("main")
 
@@ -48,15 +48,8 @@ def says(peer: Any, number: int, message: Any) -> list[Any]:
 def hello_of(number: int, *addresses: str, run: bytes) -> wire.Hello:
     key = stranger(number).public_key
     record = PeerRecord(addresses=addresses, key=key, run=run, seq=1, ttl_s=3600)
-    return wire.Hello(
-        agent="test",
-        record=sign_record(stranger(number), NETWORK, record),
-        run=run,
-        schema=bytes(32),
-        shards=[],
-        task="t",
-        version=wire.PROTOCOL_VERSION,
-    )
+    protocols = {"dht": [1], "exchange": [1], "run": [1]}
+    return wire.Hello("test", {}, protocols, sign_record(stranger(number), NETWORK, record))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +149,7 @@ def test_loopback_addresses_from_another_machine_are_not_believed(net: Any, quie
         connect(peer, number, remote=remote)
         says(peer, number, hello_of(number, *addresses, run=peer.run.id))
         (contact,) = [
-            c for c in peer.node._directory.table.closest(name(number), 8) if c.node == name(number)
+            c for c in peer.node.protocol("dht").table.closest(name(number), 8) if c.node == name(number)
         ]
         assert contact.addresses == (kept or addresses)
 
@@ -171,8 +164,8 @@ def test_nodes_that_learned_their_addresses_outlive_their_hub(net: Any) -> None:
     del net.peers[hub.id]
     hub.address = "nowhere:1"
     net.run(1.0)
-    before = a.node.snapshot(net.now).initiated, b.node.snapshot(net.now).initiated
+    before = a.node.snapshot(net.now).learning.initiated, b.node.snapshot(net.now).learning.initiated
     net.run(60.0)
-    after = a.node.snapshot(net.now).initiated, b.node.snapshot(net.now).initiated
+    after = a.node.snapshot(net.now).learning.initiated, b.node.snapshot(net.now).learning.initiated
     assert after[0] > before[0] + 10
     assert after[1] > before[1] + 10

@@ -5,9 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossip import exchange, memory
+from gossip import persisted
 from gossip.events import Finish, JobRefused, Offer, Offered, Received, Rescued, Respond
+from gossip.run import exchange, reply_cache
 from gossip.wire import OfferMessage, ReplyMessage, decode, encode
+
+
+def replies_of(peer: Any) -> reply_cache.ReplyCache:
+    cache: reply_cache.ReplyCache = peer.node.protocol("exchange").exchanges.replies
+    return cache
 
 
 def test_marks_on_the_disk_are_no_more_than_in_memory(
@@ -21,31 +27,31 @@ def test_marks_on_the_disk_are_no_more_than_in_memory(
     for author in authors:
         net.exchange(author, node)
 
-    kept = [name for name, value in node.store.items() if name.startswith(memory.MARK_KEY) and value]
-    assert kept == [memory.MARK_KEY + author.identity.public_key.hex() for author in authors[-2:]]
+    kept = [name for name, value in node.store.items() if name.startswith(persisted.MARK_KEY) and value]
+    assert kept == [persisted.MARK_KEY + author.identity.public_key.hex() for author in authors[-2:]]
 
 
 def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
     net.run(5.0)
     net.exchange(a, b)
-    [(_, reply, _)] = b.node._exchanges._replies.values()
-    monkeypatch.setattr(exchange, "REPLIES_BYTES_MAX", 3 * len(reply))
-    monkeypatch.setattr(exchange, "REPLIES_SHARE", 1)
+    [(_, reply, _)] = replies_of(b)._replies.values()
+    monkeypatch.setattr(reply_cache, "REPLIES_BYTES_MAX", 3 * len(reply))
+    monkeypatch.setattr(reply_cache, "REPLIES_SHARE", 1)
 
     for _ in range(6):
         net.exchange(a, b)
 
-    kept = [len(frame) for _, frame, _ in b.node._exchanges._replies.values()]
+    kept = [len(frame) for _, frame, _ in replies_of(b)._replies.values()]
     assert len(kept) in (2, 3)
-    assert sum(kept) == b.node._exchanges._replies_bytes <= 3 * len(reply)
+    assert sum(kept) == replies_of(b)._bytes <= 3 * len(reply)
 
 
 def test_a_reply_is_kept_for_as_long_as_somebody_may_ask_again(net: Any, quiet: Any) -> None:
     a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
     net.run(5.0)
     net.exchange(a, b)
-    replies = b.node._exchanges._replies
+    replies = replies_of(b)._replies
     [old] = replies
     net.run(quiet.exchange.timeout_s / 3)
     net.exchange(a, b)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossip.events import Compute, Done, Effect, Refused
+from gossip.events import Compute, Done, Refused
 
 # As long as two deliveries: the wire of these tests takes 10 ms.
 JOB_S = 0.02
@@ -31,10 +31,7 @@ def test_crossed_offers_keep_the_sum_and_make_nobody_wait(
     slow.run(5.0)
 
     def begin(source: int) -> None:
-        target = peers[1 - source]
-        effects: list[Effect] = []
-        peers[source].node._exchanges.initiate(0, target.id, target.identity.public_key, slow.now, effects)
-        slow._carry_out(peers[source], effects)
+        slow.initiate(peers[source], peers[1 - source])
 
     begin(first)
     slow.run(later_ms / 1000)

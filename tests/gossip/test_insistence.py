@@ -30,6 +30,8 @@ from gossip.events import (
     Received,
     Woken,
 )
+from gossip.protocol import Protocol
+from gossip.run.session import Session
 
 TIMES = 100_000
 STEP_S = 0.001
@@ -51,11 +53,7 @@ def record(number: int = 1) -> bytes:
 
 
 def hello(victim: Any) -> bytes:
-    return wire.encode(
-        wire.Hello(
-            "x", record(), victim.run.id, victim.run.schema, [0], victim.run.task, wire.PROTOCOL_VERSION
-        )
-    )
+    return wire.encode(wire.Hello("x", {}, {"dht": [1], "exchange": [1], "run": [1]}, record()))
 
 
 def provider(victim: Any) -> bytes:
@@ -136,6 +134,24 @@ INSISTENT: dict[str, Callable[[Any], Iterator[Event]]] = {
     "reply of junk": lambda victim: frames(reply()),
     "bye": lambda victim: frames(wire.encode(wire.Bye("x" * 200))),
     "an unknown message": lambda victim: frames(b"\x81\xa1_\xa7weather"),
+    "ever other unknown messages": lambda victim: (
+        Received(ID, b"\x81\xa1_\xa8" + f"{n:08x}".encode()) for n in itertools.count()
+    ),
+    "unsupported": lambda victim: (
+        Received(ID, wire.encode(wire.Unsupported(str(n)))) for n in itertools.count()
+    ),
+    "holds": lambda victim: frames(
+        wire.encode(wire.Holds([wire.Share(victim.run.id, [0])])), wire.encode(wire.Holds([]))
+    ),
+    "ever other runs": lambda victim: (
+        Received(ID, wire.encode(wire.Holds([wire.Share(n.to_bytes(32, "big"), [0])])))
+        for n in itertools.count()
+    ),
+    "get_manifest": lambda victim: frames(wire.encode(wire.GetManifest(1, victim.run.id))),
+    "manifest": lambda victim: frames(wire.encode(wire.ManifestMessage(victim.run.manifest, 1))),
+    "every connection with a hello, and then silence": lambda victim: itertools.cycle(
+        (UP, Received(ID, hello(victim)), Received(ID, wire.encode(wire.FindNode(1, ID))), DOWN)
+    ),
     "no message at all": lambda victim: frames(b"", b"\xff" * 100, bytes(1000)),
 }
 
@@ -148,6 +164,10 @@ def sizes(thing: Any, path: str = "node", depth: int = 3) -> dict[str, int]:
         value = getattr(thing, name)
         if isinstance(value, dict | list | set):
             found[f"{path}.{name}"] = len(value)
+            inner = value.values() if isinstance(value, dict) else value
+            parts = [part for part in inner if isinstance(part, Protocol | Session)]
+            for part in parts:
+                found |= sizes(part, f"{path}.{name}.{type(part).__name__}", depth)
         elif depth and type(value).__module__.startswith("gossip.") and hasattr(value, "__dict__"):
             found |= sizes(value, f"{path}.{name}", depth - 1)
     return found
@@ -164,7 +184,7 @@ def test_a_peer_that_insists_neither_ends_nor_fills_a_node(net: Any, quiet: Any,
 
     for event in itertools.islice(events, TIMES):
         now += STEP_S
-        if isinstance(event, Received) and ID not in node._links:
+        if isinstance(event, Received) and ID not in node._connections:
             node.handle(UP, now)
         for effect in node.handle(event, now):
             if isinstance(effect, Compute):
@@ -175,6 +195,7 @@ def test_a_peer_that_insists_neither_ends_nor_fills_a_node(net: Any, quiet: Any,
     # 4,096 failures, 4,096 verified records, ... : the limits of the single tables are tested beside each of them.
     too_many = {path: count for path, count in sizes(node).items() if count > 9_000}
     assert not too_many
+    assert not {name: sizes for name, sizes in node.bounds().items() if sizes[0] > sizes[1]}
     node.handle(DOWN, now)
     net.now = now
     net.run(400.0)  # any ban and any rest is over, any bucket full

@@ -5,10 +5,10 @@ from math import inf, nan
 
 import numpy as np
 
-from gossip import wire
+from gossip import persisted, wire
 from gossip.config import Config
 from gossip.events import Connected, DialFailed, Exchanged, Join, Learned, Leave, Looked, StateChanged
-from gossip.node import DIVERGED
+from gossip.run.session import DIVERGED
 
 
 def slow_rounds(config: Config) -> Config:
@@ -22,7 +22,7 @@ def test_two_newcomers_find_each_other_and_begin_from_genesis(net):
     net.run(20.0)
 
     assert a.node.state == b.node.state == "training"
-    assert a.node.snapshot(net.now).pool == b.node.snapshot(net.now).pool == 1
+    assert a.node.snapshot(net.now).learning.pool == b.node.snapshot(net.now).learning.pool == 1
     assert min(a.node.snapshot(net.now).exchanges, b.node.snapshot(net.now).exchanges) > 50
 
 
@@ -31,7 +31,7 @@ def test_thirty_nodes_that_know_one_address_all_find_each_other(net):
 
     net.run(20.0)
 
-    assert [p.node.snapshot(net.now).pool for p in peers] == [29] * 30
+    assert [p.node.snapshot(net.now).learning.pool for p in peers] == [29] * 30
 
 
 def test_newcomer_adopts_and_the_others_do_not_move(net, quiet):
@@ -111,11 +111,11 @@ def test_partner_that_vanishes_costs_one_exchange_and_the_round_goes_on(net):
     a, _, c = (net.add() for _ in range(3))
     net.run(15.0)
     net.wire = lambda source, target, frame: [] if c in (source, target) else [frame]
-    rounds = a.node.snapshot(net.now).round
+    rounds = a.node.snapshot(net.now).learning.round
 
     net.run(30.0)
 
-    assert a.node.snapshot(net.now).round > rounds + 50
+    assert a.node.snapshot(net.now).learning.round > rounds + 50
     assert a.refused(by_us=False)["timeout"] > 0
 
 
@@ -140,11 +140,11 @@ def test_isolated_node_goes_on_learning_and_keeps_trying(net):
     net.connect = lambda a, b: None
 
     net.run(5.0)
-    rounds = b.node.snapshot(net.now).round
+    rounds = b.node.snapshot(net.now).learning.round
     assert b.node.state == "isolated"
 
     net.run(20.0)
-    assert b.node.snapshot(net.now).round > rounds + 100
+    assert b.node.snapshot(net.now).learning.round > rounds + 100
     net.connect, net.wire = real, lambda source, target, frame: [frame]
     net.run(120.0)
     assert b.node.state == "training"
@@ -234,7 +234,7 @@ def test_newcomer_whose_first_hello_was_lost_gets_in_all_the_same(net, quiet):
     net.run(30.0)
 
     assert lost
-    assert new.node.snapshot(net.now).pool == 1
+    assert new.node.snapshot(net.now).learning.pool == 1
 
 
 def test_node_restored_from_an_old_disk_is_refused_once_and_then_heals(net, quiet):
@@ -242,9 +242,8 @@ def test_node_restored_from_an_old_disk_is_refused_once_and_then_heals(net, quie
     net.run(2.0)
     old = dict(a.store)
     for _ in range(1100):  # beyond the block that the old disk had reserved
-        a.node._sequence.take(effects := [])
-        for effect in effects:
-            a.store.update(effect.entries)
+        with net.turn(a) as out:
+            a.node.context.sequence.take(out)
     net.exchange(a, b)
     net.cut(a, b, "restored")
     net.run(1.0)
@@ -270,7 +269,7 @@ def test_first_node_of_a_network_looks_around_once_somebody_comes(net):
     net.add(config=slow_rounds(Config()))
     net.run(10.0)
 
-    assert first.node.snapshot(net.now).lookups >= 2
+    assert first.node.snapshot(net.now).dht.lookups >= 2
 
 
 def test_node_that_trains_in_vain_says_diverged_until_a_change_is_finite_again(net):
@@ -283,8 +282,8 @@ def test_node_that_trains_in_vain_says_diverged_until_a_change_is_finite_again(n
 
     assert (a.node.state, b.node.state) == ("training", "diverged")
     seen = b.node.snapshot(net.now)
-    assert seen.changes_dropped == sum(n.dropped for n in b.news if isinstance(n, Learned)) > 10
-    assert a.node.snapshot(net.now).changes_dropped == 0
+    assert seen.learning.changes_dropped == sum(n.dropped for n in b.news if isinstance(n, Learned)) > 10
+    assert a.node.snapshot(net.now).learning.changes_dropped == 0
     assert np.isfinite(b.learner.weights()).all()
     exchanges = seen.exchanges
 
@@ -293,7 +292,7 @@ def test_node_that_trains_in_vain_says_diverged_until_a_change_is_finite_again(n
 
     assert b.node.state == "training"
     assert b.node.snapshot(net.now).exchanges > exchanges
-    assert b.node.snapshot(net.now).changes_dropped == seen.changes_dropped
+    assert b.node.snapshot(net.now).learning.changes_dropped == seen.learning.changes_dropped
     assert [n.state for n in b.news if isinstance(n, StateChanged)][-2:] == ["diverged", "training"]
 
 
@@ -303,13 +302,13 @@ def test_one_bad_batch_is_counted_and_is_not_called_diverged(net):
     net.run(15.0)
     for _ in range(10):
         b.change = inf
-        before = b.node.snapshot(net.now).round
-        while b.node.snapshot(net.now).round < before + DIVERGED - 1:
+        before = b.node.snapshot(net.now).learning.round
+        while b.node.snapshot(net.now).learning.round < before + DIVERGED - 1:
             net.run(0.001)
         b.change = 0.0
-        while b.node.snapshot(net.now).round < before + DIVERGED:
+        while b.node.snapshot(net.now).learning.round < before + DIVERGED:
             net.run(0.001)
-    assert b.node.snapshot(net.now).changes_dropped == 10 * (DIVERGED - 1)
+    assert b.node.snapshot(net.now).learning.changes_dropped == 10 * (DIVERGED - 1)
     assert StateChanged("diverged") not in b.news
 
 
@@ -321,7 +320,7 @@ def test_node_that_has_trained_enough_does_not_say_diverged(net, quiet):
     b.change = nan
     net.run(30.0)
     assert b.node.state == "exchanging"
-    assert b.node.snapshot(net.now).changes_dropped == 5
+    assert b.node.snapshot(net.now).learning.changes_dropped == 5
 
 
 def test_node_whose_entrance_is_closed_says_isolated_and_learns_alone(net):
@@ -331,7 +330,7 @@ def test_node_whose_entrance_is_closed_says_isolated_and_learns_alone(net):
     net.run(15.0)
 
     assert alone.node.state == "isolated"
-    assert alone.node.snapshot(net.now).round > 2
+    assert alone.node.snapshot(net.now).learning.round > 2
 
 
 def test_two_halves_that_formed_apart_become_one_network(net):
@@ -350,11 +349,11 @@ def test_two_halves_that_formed_apart_become_one_network(net):
     peers = [net.add(config=slow_rounds(Config())) for _ in range(4)]
     net.tell(peers[3], Join((peers[2].address,)))
     net.run(30.0)
-    assert [peer.node.snapshot(net.now).pool for peer in peers] == [1, 1, 1, 1]
+    assert [peer.node.snapshot(net.now).learning.pool for peer in peers] == [1, 1, 1, 1]
 
     apart = False
     net.run(300.0)
-    assert [peer.node.snapshot(net.now).pool for peer in peers] == [3, 3, 3, 3]
+    assert [peer.node.snapshot(net.now).learning.pool for peer in peers] == [3, 3, 3, 3]
 
 
 def test_newcomer_that_adopts_what_it_was_offered_begins_at_once(net, quiet):
@@ -375,12 +374,12 @@ def test_lone_node_with_a_model_works_from_the_start(net, quiet):
 
 def test_node_with_a_model_but_no_numbers_skips_those_it_may_have_used(net, quiet):
     a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
-    a.node._sequence.__init__(0)  # its first life, in which it came to its model, began at one
+    a.node.context.sequence.__init__(0)  # its first life, in which it came to its model, began at one
     net.run(2.0)
     net.exchange(a, b)
     net.cut(a, b, "state.sqlite was emptied")
     net.run(1.0)
-    a.store = {"ages": a.store["ages"]}
+    a.store = {name: value for name, value in a.store.items() if name.startswith(persisted.AGES_KEY)}
     a.start(net.now)
     net.connect(a, b)
     net.run(1.0)

@@ -1,4 +1,4 @@
-"""The small parts of the node: deadlines, sequence numbers, the pool of partners, links."""
+"""The small parts of the node: deadlines, sequence numbers, the pool of partners, connections."""
 
 import random
 from math import inf
@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto.identity import PublicKey
-from gossip import memory
+from gossip import persisted
 from gossip.deadlines import Deadlines
 from gossip.dht.ids import NodeId
 from gossip.dht.routing import Contact
 from gossip.events import Dial, DialFailed, Drop, PeerUp, Persist, Send
-from gossip.links import NEWCOMERS, Links, inbound_kept
-from gossip.membership import Membership
+from gossip.net.connections import NEWCOMERS, Connections, inbound_kept
+from gossip.net.sampling import Membership
+from gossip.outbox import Outbox, Turn
 from gossip.sequence import BLOCK, Sequence
 from p2pnode.door import Limits
 
@@ -48,16 +49,18 @@ def test_equal_deadlines_fire_in_the_order_they_were_set():
 @given(st.lists(st.integers(1, 3 * BLOCK), min_size=1, max_size=5))
 def test_numbers_rise_over_all_lives_and_are_reserved_before_use(lives):
     store, last = {}, 0
+    turn = Turn()
+    out = Outbox(turn, make_connections(), int, owner=None, protocol="test")
     for life in lives:
-        sequence = Sequence(memory.ceiling(store))
+        sequence = Sequence(persisted.ceiling(store))
         for _ in range(life):
-            out = []
+            turn.effects.clear()
             number = sequence.take(out)
-            for effect in out:
+            for effect in turn.effects:
                 assert isinstance(effect, Persist)
-                assert effect.power
+                assert effect.fsync
                 store.update(effect.entries)
-            assert last < number < memory.ceiling(store)
+            assert last < number < persisted.ceiling(store)
             last = number
 
 
@@ -134,8 +137,8 @@ def test_pool_draws_only_present_holders_of_the_shard(orders):
         assert bool(drawn) == bool(holders)
 
 
-def make_links(connections_max: int = 3) -> Links:
-    return Links(connections_max=connections_max, rng=random.Random(0))
+def make_connections(connections_max: int = 3) -> Connections:
+    return Connections(connections_max=connections_max, rng=random.Random(0))
 
 
 def up(node: NodeId, *, inbound: bool = False) -> PeerUp:
@@ -143,75 +146,99 @@ def up(node: NodeId, *, inbound: bool = False) -> PeerUp:
 
 
 def test_frames_wait_for_the_dial_and_leave_in_order():
-    links, node, out = make_links(), contact(1).node, []
-    assert links.send(node, ("a:1",), b"one", 0.0, out)
-    assert links.send(node, ("a:1",), b"two", 0.0, out)
+    connections, node, out = make_connections(), contact(1).node, []
+    assert connections.send(node, ("a:1",), b"one", "dht", 0.0, out)
+    assert connections.send(node, ("a:1",), b"two", "dht", 0.0, out)
     assert out == [Dial("a:1", node)]
 
     out.clear()
-    links.opened(up(node), 1.0)
-    links.flush(node, out)
+    connections.opened(up(node), 1.0)
+    connections.ready(node, {"dht": 1}, out)
     assert out == [Send(node, b"one"), Send(node, b"two")]
 
 
+def test_frames_wait_for_the_hello_and_those_of_what_the_peer_does_not_speak_are_not_sent():
+    connections, node, out = make_connections(), contact(1).node, []
+    connections.opened(up(node), 0.0)
+    assert connections.send(node, (), b"hello", "connection", 0.0, out)
+    assert connections.send(node, (), b"ping", "dht", 0.0, out)
+    assert connections.send(node, (), b"weather", "weather", 0.0, out)
+    assert out == [Send(node, b"hello")]
+
+    connections.ready(node, {"dht": 1}, out)
+    assert out == [Send(node, b"hello"), Send(node, b"ping")]
+    assert not connections.send(node, (), b"weather", "weather", 1.0, out)
+    assert connections.bounds()["waiting"][0] == 0
+
+
+def test_frames_that_waited_for_a_hello_are_lost_with_the_connection():
+    connections, node, out = make_connections(), contact(1).node, []
+    connections.opened(up(node), 0.0)
+    connections.send(node, (), b"ping", "dht", 0.0, out)
+    connections.closed(node, 1.0)
+    connections.opened(up(node), 2.0)
+    connections.ready(node, {"dht": 1}, out)
+    assert out == []
+
+
 def test_all_addresses_are_tried_before_a_peer_counts_as_unreachable():
-    links, node, out = make_links(), contact(1).node, []
-    links.send(node, ("a:1", "b:2"), b"frame", 0.0, out)
-    assert not links.dial_failed(DialFailed("a:1", node, "refused"), 1.0, out)
+    connections, node, out = make_connections(), contact(1).node, []
+    connections.send(node, ("a:1", "b:2"), b"frame", "dht", 0.0, out)
+    assert not connections.dial_failed(DialFailed("a:1", node, "refused"), 1.0, out)
     assert out[-1] == Dial("b:2", node)
-    assert links.dial_failed(DialFailed("b:2", node, "refused"), 2.0, out)
-    assert links.resting(node, 2.1)
-    assert not links.send(node, ("a:1",), b"frame", 2.1, out)
+    assert connections.dial_failed(DialFailed("b:2", node, "refused"), 2.0, out)
+    assert connections.resting(node, 2.1)
+    assert not connections.send(node, ("a:1",), b"frame", "dht", 2.1, out)
 
 
 def test_rest_doubles_with_each_failure_and_ends_with_success():
-    links, node = make_links(), contact(1).node
+    connections, node = make_connections(), contact(1).node
     for failures in range(1, 6):
-        links.rest(node, 0.0)
-        assert links.resting(node, 0.49 * 2 ** (failures - 1))
-        assert not links.resting(node, 1.51 * 2 ** (failures - 1))
-    links.opened(up(node), 0.0)
-    assert links.resting(node, 0.0)
-    links.greeted(node)
-    assert not links.resting(node, 0.0)
+        connections.rest(node, 0.0)
+        assert connections.resting(node, 0.49 * 2 ** (failures - 1))
+        assert not connections.resting(node, 1.51 * 2 ** (failures - 1))
+    connections.opened(up(node), 0.0)
+    assert connections.resting(node, 0.0)
+    connections.ready(node, {}, [])
+    assert not connections.resting(node, 0.0)
 
 
 def test_peer_that_accepts_and_hangs_up_is_dialled_ever_more_seldom():
-    links, node, now, dials = make_links(), contact(1).node, 0.0, 0
+    connections, node, now, dials = make_connections(), contact(1).node, 0.0, 0
     while now < 60.0:
         out = []
-        if links.send(node, ("a:1",), b"frame", now, out):
+        if connections.send(node, ("a:1",), b"frame", "dht", now, out):
             dials += 1
-            links.opened(up(node), now)
-            links.flush(node, [])
-            links.closed(node, now)
+            connections.opened(up(node), now)
+            connections.closed(node, now)
         now += 0.05
     assert dials <= 8
 
 
 def test_least_recently_used_idle_connection_goes_first():
-    links, nodes = make_links(3), [contact(n).node for n in range(5)]
+    connections, nodes = make_connections(3), [contact(n).node for n in range(5)]
     for node in nodes:
-        links.opened(up(node), 0.0)
-    links.send(nodes[0], (), b"used", 1.0, [])
+        connections.opened(up(node), 0.0)
+        connections.ready(node, {"dht": 1}, [])
+    connections.send(nodes[0], (), b"used", "dht", 1.0, [])
     out = []
-    links.shed([nodes[1]], out)
+    connections.shed([nodes[1]], out)
     assert out == [Drop(nodes[2], "connection limit"), Drop(nodes[3], "connection limit")]
 
 
 def test_places_stay_free_for_those_who_come():
     """A daemon turns strangers away once 64 connections are open that others opened."""
-    links, nodes = make_links(96), [contact(n).node for n in range(inbound_kept(96) + 2)]
+    connections, nodes = make_connections(96), [contact(n).node for n in range(inbound_kept(96) + 2)]
     out = []
     for node in nodes:
-        links.opened(up(node, inbound=True), 0.0)
-    links.shed([nodes[0]], out)
+        connections.opened(up(node, inbound=True), 0.0)
+    connections.shed([nodes[0]], out)
     assert out == [Drop(nodes[1], "connection limit"), Drop(nodes[2], "connection limit")]
     assert Limits().inbound_max == inbound_kept(96) + NEWCOMERS
 
 
 def test_budget_allows_the_burst_then_the_rate():
-    links, node = make_links(), contact(1).node
-    links.opened(up(node), 0.0)
-    assert sum(links.spend(node, 0.0, rate=10.0, burst=20.0) for _ in range(100)) == 20
-    assert sum(links.spend(node, 1.0, rate=10.0, burst=20.0) for _ in range(100)) == 10
+    connections, node = make_connections(), contact(1).node
+    connections.opened(up(node), 0.0)
+    assert sum(connections.spend(node, 0.0, rate=10.0, burst=20.0) for _ in range(100)) == 20
+    assert sum(connections.spend(node, 1.0, rate=10.0, burst=20.0) for _ in range(100)) == 10

@@ -9,8 +9,8 @@ import pytest
 from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.events import Received
-from gossip.exchange import _Incoming
 from gossip.learning.codec import encode, payload_bytes
+from gossip.run.exchange import _Incoming
 from gossip.wire import OfferHeader, OfferMessage, ReplyMessage
 
 NETWORK = network_id("main")
@@ -117,7 +117,7 @@ def test_replayed_after_the_cached_reply_is_gone(net, pair):
     victim, attacker = pair
     message = offer(attacker, victim)
     deliver(net, attacker, victim, message)
-    victim.node._exchanges._forget_reply(hashlib.sha256(message.header).digest())
+    victim.node.protocol("exchange").exchanges.replies.forget(hashlib.sha256(message.header).digest())
     assert_refused(net, pair, message, "replayed")
 
 
@@ -221,11 +221,19 @@ def test_bad_signatures_end_the_connection_after_a_few(net, pair):
 
 def test_reply_to_no_offer(net, pair):
     victim, attacker = pair
-    attacker.node._exchanges._reply(
-        victim.id, victim.identity.public_key, bytes(32), shard=0, verdict="change", now=0.0, out=(out := [])
-    )
     weights = victim.learner.weights().copy()
-    deliver(net, attacker, victim, out[-1].frame)
+    with net.turn(attacker) as out:
+        attacker.node.protocol("exchange").exchanges._reply(
+            victim.id,
+            victim.identity.public_key,
+            bytes(32),
+            attacker.holding,
+            shard=0,
+            verdict="change",
+            now=net.now,
+            out=out,
+        )
+    net.run(1.0)
     assert victim.refused() == {"unexpected": 1}
     np.testing.assert_array_equal(victim.learner.weights(), weights)
 
@@ -268,8 +276,8 @@ def test_change_larger_than_we_declared_is_refused(net, quiet, pair):
 def test_busy_is_a_signed_answer_and_no_fault(net, pair):
     """More offers than a node works on at a time: here the jobs of eight others never end."""
     victim, attacker = pair
-    victim.node._exchanges._incoming = {
-        ticket: _Incoming(0, attacker.id, attacker.identity.public_key, b"", 1, "int8")
+    victim.node.protocol("exchange").exchanges._incoming = {
+        ticket: _Incoming(victim.holding, 0, attacker.id, attacker.identity.public_key, b"", 1, "int8")
         for ticket in range(-8, 0)
     }
     assert_refused(net, pair, offer(attacker, victim), "busy")
@@ -281,10 +289,10 @@ def test_one_peer_moves_us_only_a_little_between_our_own_rounds(net, quiet, pair
     for _ in range(2):
         net.add(config=quiet, weight=1.0)
     net.run(3.0)
-    victim.node._exchanges.new_round(alone=False)
+    victim.holding.new_round(alone=False)
     for seq in range(20):
         deliver(net, attacker, victim, offer(attacker, victim, seq=10**6 + seq))
     assert victim.refused()["busy"] == 18
-    victim.node._exchanges.new_round(alone=False)
+    victim.holding.new_round(alone=False)
     deliver(net, attacker, victim, offer(attacker, victim, seq=10**7))
     assert victim.refused()["busy"] == 18

@@ -52,7 +52,9 @@ def test_no_more_than_two_offers_of_a_shard_are_on_the_way_and_never_two_to_one_
     most = 0
     for _ in range(300):
         net.run(0.02)
-        flying = [(o.shard, o.peer) for o in peers[0].node._exchanges._outgoing.values()]
+        flying = [
+            (o.shard, o.contact.node) for o in peers[0].node.protocol("exchange").exchanges._outgoing.values()
+        ]
         assert len(set(flying)) == len(flying)
         for shard in (0, 1):
             count = sum(s == shard for s, _ in flying)

@@ -16,8 +16,11 @@ from gossip.errors import Reason, RemoteError
 from gossip.wire import (
     Bye,
     FindNode,
+    GetManifest,
     GetRecords,
     Hello,
+    Holds,
+    ManifestMessage,
     Nodes,
     OfferHeader,
     OfferMessage,
@@ -27,7 +30,10 @@ from gossip.wire import (
     Records,
     ReplyHeader,
     ReplyMessage,
+    Share,
     Stored,
+    Unsupported,
+    UnsupportedError,
 )
 
 Decoded = TypeVar("Decoded")
@@ -66,7 +72,7 @@ REPLY_HEADER = ReplyHeader(
     verdict="refused",
 )
 SAMPLES: dict[str, wire.AnyMessage] = {
-    "hello": Hello("p2pnode/0.1.0", b"\x81", b32(3), b32(6), [0, 1, 200], "digits", 1),
+    "hello": Hello("p2pnode/0.2.0", {"later": b"x"}, {"dht": [1], "exchange": [1, 2]}, b"\x81"),
     "bye": Bye("stopping"),
     "ping": Ping(127),
     "pong": Pong(128),
@@ -77,6 +83,10 @@ SAMPLES: dict[str, wire.AnyMessage] = {
     "put_record": PutRecord(3, b"\x81" * 40),
     "stored": Stored(4, "rate_limited"),
     "offer": OfferMessage(wire.encode_header(OFFER_HEADER), b"payload", bytes(range(64))),
+    "unsupported": Unsupported("weather"),
+    "holds": Holds([Share(b32(3), [0, 1, 200]), Share(b32(9), [])]),
+    "get_manifest": GetManifest(5, b32(3)),
+    "manifest": ManifestMessage(b"\x80", 5),
     "reply": ReplyMessage(wire.encode_header(REPLY_HEADER), b"", bytes(range(64))),
 }
 HEADERS: dict[str, OfferHeader | ReplyHeader] = {"offer_header": OFFER_HEADER, "reply_header": REPLY_HEADER}
@@ -110,7 +120,7 @@ def refused(frame: bytes) -> Reason:
 
 
 def test_every_message_has_a_golden_sample() -> None:
-    tags = {msgspec.inspect.type_info(kind).tag for kind in wire.AnyMessage.__args__}
+    tags = {msgspec.inspect.type_info(kind).tag for kind in wire.MESSAGES}
     assert set(SAMPLES) == tags
 
 
@@ -131,7 +141,8 @@ def test_another_msgpack_reads_and_writes_the_same(name: str) -> None:
     """The package msgpack as a second judge: it reads what we wrote, and writes it back alike."""
     frame = wire.encode(SAMPLES[name])
     fields = msgpack.unpackb(frame, strict_map_key=True)
-    assert fields == {"_": name, **msgspec.structs.asdict(SAMPLES[name])}
+    assert fields == msgspec.to_builtins(SAMPLES[name], builtin_types=(bytes,))
+    assert fields["_"] == name
     assert list(fields) == sorted(fields)
     assert msgpack.packb(fields) == frame
 
@@ -157,13 +168,16 @@ def test_bytes_after_a_message_are_refused(name: str) -> None:
 def test_a_flipped_byte_is_refused_or_means_what_it_says(name: str) -> None:
     """Whatever passes encodes to the very bytes that came: there is one spelling of everything."""
     frame = wire.encode(SAMPLES[name])
+    start = frame.index(name.encode())  # the tag comes first
     passed = 0
     for position in range(len(frame)):
         for flip in (0x01, 0x20, 0x80, 0xFF):
             damaged = bytearray(frame)
             damaged[position] ^= flip
             found = outcome(wire.decode, bytes(damaged))
-            if isinstance(found, Reason):
+            if found is Reason.UNSUPPORTED:
+                assert start - 1 <= position < start + len(name), "only another tag can be of a later version"
+            elif isinstance(found, Reason):
                 assert found in (Reason.MALFORMED, Reason.OVERSIZED)
             else:
                 passed += 1
@@ -220,7 +234,6 @@ def ping(n: bytes, *, keys: bytes = b"\x82\xa1_\xa4ping\xa1n") -> bytes:
         (b"\xde\x00\x02\xa1_\xa4ping\xa1n\x01", "a map with a long length"),
         (b"\xdf\x00\x00\x00\x02\xa1_\xa4ping\xa1n\x01", "a map with a very long length"),
         (b"\x82\xa1_\xd9\x04ping\xa1n\x01", "a string with a long length"),
-        (b"\x82\xa1_\xa5pingx\xa1n\x01", "an unknown message"),
         (b"\x82\xa1_\xa3bye\xa6reason\xa2\xff\xfe", "not UTF-8"),
         (b"\x82\xa1_\xa3bye\xa6reason\xa3\xed\xa0\x80", "a lone surrogate"),
         (b"\x01", "not a map"),
@@ -229,6 +242,79 @@ def ping(n: bytes, *, keys: bytes = b"\x82\xa1_\xa4ping\xa1n") -> bytes:
 )
 def test_no_second_spelling_is_accepted(frame: bytes, why: str) -> None:
     assert refused(frame) is Reason.MALFORMED, why
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"",
+        b"\xa1n\x01",
+        b"\xa1n\xcc\x01",  # a later version may say it differently
+        b"\xa1n\xcb" + bytes(8),
+        b"\xff",
+        b"\xa1n" + b"\x91" * 10**6,
+        b"\x81\xa1a" * 300_000,
+        b"\xdd\xff\xff\xff\xff",
+    ],
+)
+@pytest.mark.parametrize("tag", ["weather", "pingx", "pin", "p", "p" * 31])
+def test_a_tag_that_is_not_known_is_unsupported_and_nothing_behind_it_is_looked_at(
+    tag: str, rest: bytes
+) -> None:
+    frame = b"\x82\xa1_" + bytes([0xA0 + len(tag)]) + tag.encode() + rest
+    started = time.process_time()
+    with pytest.raises(UnsupportedError, match=tag) as caught:
+        wire.decode(frame)
+    assert time.process_time() - started < 0.05
+    assert caught.value.tag == tag
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x82\xa1n\x01\xa1_\xa7weather",
+        b"\x82\xa1_\xd9\x07weather\xa1n\x01",
+        b"\x82\xa1_\xa0\xa1n\x01",
+        b"\x82\xa1_\xd9\x20" + b"w" * 32 + b"\xa1n\x01",
+        b"\x82\xa1_\xa8w\xc3\xa4rmer\xa1n\x01",
+        b"\x82\xa1_\xa7wea\x1bher\xa1n\x01",
+        b"\x82\xa1_\x07\xa1n\x01",
+        b"\x80",
+        b"\x92\xa1_\xa7weather",
+    ],
+    ids=["not first", "long form", "empty", "long", "no ASCII", "control", "a number", "no tag", "an array"],
+)
+def test_what_does_not_begin_as_every_message_does_is_malformed_and_not_of_a_later_version(
+    frame: bytes,
+) -> None:
+    assert refused(frame) is Reason.MALFORMED
+
+
+def test_a_node_knows_the_messages_of_its_protocols_only() -> None:
+    codec = wire.Codec([Ping, Bye])
+    assert codec.decode(wire.encode(Ping(1))) == Ping(1)
+    with pytest.raises(UnsupportedError, match="'pong'"):
+        codec.decode(wire.encode(Pong(1)))
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (b"\xa5extra\x82\xa1b\xc4\x00\xa1a\xc4\x00\xa9protocols\x80", "names of `extra` out of order"),
+        (b"\xa5extra\x82\xa1a\xc4\x00\xa1a\xc4\x00\xa9protocols\x80", "a name twice"),
+        (b"\xa5extra\x80\xa9protocols\x82\xa3run\x91\x01\xa3dht\x91\x01", "protocols out of order"),
+        (b"\xa5extra\x80\xa9protocols\x81\xa3dht\x91\xcc\x01", "a version in two bytes"),
+        (b"\xa5extra\x80\xa9protocols\x81\xa3dht\x90", "a protocol of no version"),
+        (b"\xa5extra\x80\xa9protocols\x81\xa3dht\x99" + bytes(range(9)), "nine versions"),
+        (b"\xa5extra\xde\x00\x01\xa1a\xc4\x00\xa9protocols\x80", "a map with a long length"),
+    ],
+)
+def test_maps_in_a_hello_have_one_spelling_too(frame: bytes, why: str) -> None:
+    head, tail = b"\x85\xa1_\xa5hello\xa5agent\xa1x", b"\xa6record\xc4\x01\x81"
+    sound = b"\xa5extra\x81\xa1a\xc4\x00\xa9protocols\x81\xa3dht\x91\x01"
+    assert wire.decode(head + sound + tail) == Hello("x", {"a": b""}, {"dht": [1]}, b"\x81")
+    assert refused(head + frame + tail) is Reason.MALFORMED, why
 
 
 def test_long_forms_of_byte_strings_are_refused() -> None:
@@ -383,25 +469,31 @@ def contains_only_allowed(value: object) -> bool:
 
 def test_fields_are_declared_in_canonical_order() -> None:
     """msgspec writes fields as they stand in the class; `_` sorts before every letter we use."""
-    for kind in (*wire.AnyMessage.__args__, OfferHeader, ReplyHeader):
+    for kind in (*wire.MESSAGES, OfferHeader, ReplyHeader):
         names = [field.encode_name for field in msgspec.structs.fields(kind)]
         assert names == sorted(names)
         assert all(name > "_" for name in names)
 
 
-def test_the_protocol_page_has_the_tables_of_the_code(root: Path) -> None:
+# What stands inside messages, by protocol.
+PARTS: dict[str, tuple[type[msgspec.Struct], ...]] = {"exchange": (OfferHeader, ReplyHeader), "run": (Share,)}
+
+
+@pytest.mark.parametrize("protocol", wire.SCHEMAS)
+def test_the_protocol_page_has_the_tables_of_the_code(root: Path, protocol: str) -> None:
     page = (root / "docs/protocol.md").read_text()
-    begin, end = "<!-- messages:begin -->\n", "<!-- messages:end -->"
+    begin, end = f"<!-- {protocol}:begin -->\n", f"<!-- {protocol}:end -->"
     assert page.count(begin) == page.count(end) == 1
     table = page.partition(begin)[2].partition(end)[0]
-    assert table.strip() == wire.message_table().strip(), "put wire.message_table() between the markers"
+    expected = wire.struct_table((*wire.SCHEMAS[protocol].MESSAGES, *PARTS.get(protocol, ())))
+    assert table.strip() == expected.strip(), f"put this between the markers:\n{expected}"
 
 
 @pytest.mark.parametrize(
     "deep", [b"\x91" * 15000 + b"\x01", b"\x81\xa1a" * 5000 + b"\x01"], ids=["array", "map"]
 )
 @pytest.mark.parametrize(
-    "tag", [b"\xa5hello", b"\xa5nodes", b"\xa7records", b"\xa5offer", b"\xa4ping", b"\xa2no"]
+    "tag", [b"\xa5hello", b"\xa5nodes", b"\xa7records", b"\xa5offer", b"\xa4ping", b"\xa5holds"]
 )
 def test_a_frame_nested_deep_behind_its_tag_is_malformed_or_oversized(tag: bytes, deep: bytes) -> None:
     start = b"\x82\xa1_"
@@ -412,6 +504,8 @@ def test_a_frame_nested_deep_behind_its_tag_is_malformed_or_oversized(tag: bytes
         start + tag + b"\xa1z" + deep,
         start + tag + b"\xa7records" + b"\x92\xc4\x01a" + deep,
         start + tag + b"\xa6shards" + deep,
+        start + tag + b"\xa5extra" + deep,
+        start + tag + b"\xa4runs" + deep,
         start + tag + b"\xa7payload" + deep,
     ):
         with pytest.raises(RemoteError) as caught:

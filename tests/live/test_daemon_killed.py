@@ -155,12 +155,12 @@ async def test_a_killed_daemon_goes_on_and_never_signs_a_number_twice(tmp_path: 
 def _steps_on_disk(folder: Path) -> int:
     """Optimiser steps behind the model that the next life begins with."""
     store = SqliteStore(folder)
-    data = store.read_snapshot()
+    model = store.read_model(RUN)
     store.close()
-    if data is None:
+    if model is None:
         return 0
     restored = learner()
-    restored.load(data)  # whole, whatever the kill interrupted
+    restored.load(model)  # whole, whatever the kill interrupted
     return restored.steps
 
 

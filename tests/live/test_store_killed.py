@@ -8,38 +8,52 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gossip.learning.saved import Part, SavedModel, encode
+from gossip.learning.task import RunInfo
+from p2pnode.home import RUNS
+from p2pnode.models import BEFORE, CURRENT, MANIFEST
 from p2pnode.store import SqliteStore
 
 KILLS = 30
+SHARDS = 4
+RUN = RunInfo(b"r" * 32, "", "test/1", b"s" * 32, b"g" * 32, (50_000,) * SHARDS, b"manifest")
 
-# Puts, then says so; a snapshot now and then. Numbers rise over all lives.
-WRITER = """
-import sys
-from pathlib import Path
-from p2pnode.store import SqliteStore
 
-store = SqliteStore(Path(sys.argv[1]))
-number = int(store.load().get("number", b"0"))
-while True:
-    number += 1
-    text = b"%d" % number
-    store.put([("number", text), (f"mark/{number % 100}", text)], power=number % 50 == 0)
-    if number % 20 == 0:
-        store.write_snapshot(text + bytes(200_000))
-        print("snapshot", number, flush=True)
-    print("put", number, flush=True)
-"""
+def model(number: int) -> SavedModel:
+    """One shard changes at a time, as where nodes only exchange; each says which model it is of."""
+    parts = {
+        f"shard/{shard}": Part(
+            b"s" * 32, (np.full(50_000, max(number - (number - shard) % SHARDS, 0), np.float32),)
+        )
+        for shard in range(SHARDS)
+    }
+    return SavedModel(RUN.id, number, (), parts)
+
+
+def write(folder: str) -> None:
+    """What the victim does: puts, then says so; a model now and then. Numbers rise over all lives."""
+    store = SqliteStore(Path(folder))
+    number = int(store.load().get("number", b"0"))
+    while True:
+        number += 1
+        text = b"%d" % number
+        store.put([("number", text), (f"mark/{number % 100}", text)], fsync=number % 50 == 0)
+        if number % 20 == 0:
+            store.write_model(RUN, model(number))
+            print("model", number, flush=True)
+        print("put", number, flush=True)
 
 
 @pytest.mark.live
 def test_what_was_acknowledged_survives_sigkill(tmp_path: Path, root: Path) -> None:
     rng = random.Random(7)
-    acknowledged = {"put": 0, "snapshot": 0}
+    acknowledged = {"put": 0, "model": 0}
     for life in range(KILLS):
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)],
+            [sys.executable, __file__, str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(root)},
@@ -53,13 +67,25 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path, root: Path) -> N
                 acknowledged[word] = int(number)
         store = SqliteStore(tmp_path)
         entries = store.load()
-        snapshot = store.read_snapshot()
-        store.close()
+        kept = store.read_model(RUN)
         found = int(entries["number"])
         # One more than was said may be there: it died between doing and saying.
         assert acknowledged["put"] <= found <= acknowledged["put"] + 1, f"life {life}"
         assert int(entries[f"mark/{found % 100}"]) == found, f"life {life}: half a transaction"
-        if acknowledged["snapshot"]:
-            assert snapshot is not None
-            assert acknowledged["snapshot"] <= int(snapshot.rstrip(b"\0")) <= found, f"life {life}"
+        if acknowledged["model"]:
+            assert kept is not None
+            assert acknowledged["model"] <= kept.steps <= found, f"life {life}"
+        if kept is not None:
+            head, contents = encode(kept)
+            assert encode(model(kept.steps))[0] == head, f"life {life}: parts of two models"
+            # The next write clears up what the death left.
+            store.write_model(RUN, kept)
+            store.write_model(RUN, kept)
+            names = {file.name for file in (tmp_path / RUNS / RUN.id.hex()).iterdir()}
+            assert names == {*contents, MANIFEST, CURRENT, BEFORE}
+        store.close()
     assert acknowledged["put"] > KILLS
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])

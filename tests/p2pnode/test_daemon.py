@@ -25,10 +25,12 @@ from gossip.config import Config, LearningConfig
 from gossip.dht.ids import node_id
 from gossip.errors import LocalError, Reason
 from gossip.events import Connected, Exchanged, News, Persist, Refused, StateChanged, Trained
+from gossip.learning import saved
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
-from gossip.learning.task import Leaf, RunInfo, Schema, vector_hash
-from gossip.memory import CEILING_KEY
+from gossip.learning.saved import SavedModel
+from gossip.learning.task import Leaf, RunInfo, Schema, run_info, vector_hash
+from gossip.persisted import CEILING_KEY
 from gossip.sequence import SKIP
 from p2pnode import home as homes
 from p2pnode import keyfile
@@ -297,7 +299,9 @@ async def test_stopping_says_goodbye_and_saves(autojump_clock: Clock) -> None:
             start = trio.current_time()
             leaving.stop()
         assert trio.current_time() - start < 10.0
-        assert second.store.read_snapshot() == second.learner.dump()
+        kept = second.store.read_model(RUN)
+        assert kept is not None
+        assert saved.encode(kept) == saved.encode(second.learner.dump())
         await until(lambda: staying.peers() == [])
         assert staying.counters.frames["in"]["bye"] == 1
         with pytest.raises(OSError, match="nobody listens"):
@@ -321,11 +325,11 @@ async def test_what_is_persisted_is_on_the_disk_before_the_next_effect(autojump_
     """The node's number is raised on the disk before the first frame that carries one leaves."""
 
     class Watched(MemoryStore):
-        def put(self, entries: object, *, power: bool) -> None:
+        def put(self, entries: object, *, fsync: bool) -> None:
             pairs = tuple(entries)  # type: ignore[var-annotated, arg-type]
             sent = daemons[1].counters.frames["out"] if len(daemons) > 1 else {}
-            written.append((Persist(pairs, power), dict(sent)))
-            super().put(pairs, power=power)
+            written.append((Persist(pairs, fsync), dict(sent)))
+            super().put(pairs, fsync=fsync)
 
     written: list[tuple[Persist, dict[str, int]]] = []
     first, second = machines(2)
@@ -334,13 +338,13 @@ async def test_what_is_persisted_is_on_the_disk_before_the_next_effect(autojump_
     async with living(*daemons):
         await until(lambda: len(second.told(Exchanged)) > 2)
     order, sent = next(pair for pair in written if pair[0].entries[0][0] == CEILING_KEY)
-    assert order.power
+    assert order.fsync
     assert sent == {}
 
 
 async def test_a_disk_that_takes_nothing_ends_the_daemon_with_a_sentence(autojump_clock: Clock) -> None:
     class Full(MemoryStore):
-        def put(self, entries: object, *, power: bool) -> None:
+        def put(self, entries: object, *, fsync: bool) -> None:
             raise UserError(ExitCode.FAILED, "the disk is full")
 
     first, second = machines(2)
@@ -353,7 +357,7 @@ async def test_a_disk_that_takes_nothing_ends_the_daemon_with_a_sentence(autojum
 
 async def test_a_snapshot_that_cannot_be_written_does_not_end_the_learning(autojump_clock: Clock) -> None:
     class Full(MemoryStore):
-        def write_snapshot(self, data: bytes) -> None:
+        def write_model(self, run: RunInfo, model: SavedModel) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     [machine] = machines(1)
@@ -433,12 +437,35 @@ async def test_a_saved_model_of_another_run_is_not_overwritten(autojump_clock: C
         await nursery.start(daemon.run)
         await until(lambda: daemon.status()["round"] > 30)
         daemon.stop()
-    saved = machine.store.read_snapshot()
     other = RunInfo(b"o" * 32, "main", "bowl/2", SCHEMA.id, vector_hash(GENESIS), (50, 50))
     with pytest.raises(UserError) as caught:
         await machine.daemon(run=other).run()
     assert caught.value.code is ExitCode.HOME
-    assert machine.store.read_snapshot() == saved
+    assert machine.store.read_model(RUN) is not None
+    assert list(machine.store.manifests()) == [RUN.id]
+
+
+async def test_a_home_of_another_run_says_which_setting_is_another_one(autojump_clock: Clock) -> None:
+    [machine] = machines(1)
+    ours, other = (
+        run_info(
+            network="main",
+            task=machine.bowl,  # type: ignore[arg-type]  # its name is all that counts
+            schema=SCHEMA,
+            genesis=GENESIS,
+            learning=replace(LEARNING, genesis_seed=seed),
+        )
+        for seed in (3, 4)
+    )
+    machine.store.write_model(
+        ours, Learner(ours, GENESIS, exchange=CONFIG.exchange, learning=LEARNING).dump()
+    )
+    with pytest.raises(UserError) as caught:
+        await machine.daemon(run=other).run()
+    assert caught.value.code is ExitCode.HOME
+    assert "the seed of the initial weights is 4 now and 3 in the saved run (learning.genesis_seed)" in str(
+        caught.value
+    )
 
 
 async def test_an_address_in_use_is_refused_with_a_sentence(autojump_clock: Clock) -> None:

@@ -18,7 +18,7 @@ from gossip.config import Config
 from gossip.errors import LocalError
 from gossip.events import Join, Woken
 from gossip.learning.task import RunInfo
-from gossip.net import bootstrap
+from gossip.net import entrances
 from p2pnode.errors import UserError
 from p2pnode.recording import (
     MAGIC,
@@ -121,7 +121,7 @@ def test_a_trace_that_was_cut_anywhere_replays_up_to_there(trace: Path) -> None:
 
 
 def test_other_code_is_pointed_at(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "PAUSE_S", 3.0)
+    monkeypatch.setattr(entrances, "PAUSE_S", 3.0)
     found = replayed(trace)
     assert found.difference.startswith(f"event {found.events + 1} DIFFERS, ")
     assert 0 < found.events < 41

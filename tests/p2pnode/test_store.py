@@ -1,68 +1,27 @@
 """The store on the disk: damage, full disks, second processes, files that are not ours."""
 
-import errno
-import os
 import sqlite3
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
-import structlog
 
+from gossip.learning.saved import Part, SavedModel
+from gossip.learning.task import RunInfo
 from p2pnode.errors import ExitCode, UserError
-from p2pnode.store import DATABASE, SCHEMA_VERSION, SNAPSHOT, SNAPSHOT_BEFORE, SqliteStore
+from p2pnode.store import DATABASE, SCHEMA_VERSION, SqliteStore
+
+RUN = RunInfo(b"r" * 32, "", "test/1", b"s" * 32, b"g" * 32, (4,), b"manifest")
+MODEL = SavedModel(RUN.id, 1, (), {"shard/0": Part(b"s" * 32, (np.zeros(4, np.float32),))})
 
 
 def test_nobody_else_can_read_what_is_written(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "state")
-    store.put([("sequence", b"1")], power=True)
-    store.write_snapshot(b"weights")
-    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
-    for file in (tmp_path / "state").iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-    store.close()
-
-
-def test_any_damage_to_the_newest_snapshot_is_noticed_and_the_one_before_is_read(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path)
-    store.write_snapshot(b"old weights")
-    store.write_snapshot(b"new weights")
-    whole = (tmp_path / SNAPSHOT).read_bytes()
-    flipped = [whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :] for at in range(len(whole))]
-    for damaged in [*flipped, whole[:-1], whole + b"\0", b""]:
-        (tmp_path / SNAPSHOT).write_bytes(damaged)
-        with structlog.testing.capture_logs() as lines:
-            assert store.read_snapshot() == b"old weights"
-        assert [(line["log_level"], line["event"]) for line in lines] == [("error", "snapshot_damaged")]
-    (tmp_path / SNAPSHOT_BEFORE).write_bytes(b"damaged too")
-    assert store.read_snapshot() is None
-    store.close()
-
-
-def test_dying_between_the_two_renames_leaves_the_snapshot_before(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path)
-    store.write_snapshot(b"weights")
-    os.replace(tmp_path / SNAPSHOT, tmp_path / SNAPSHOT_BEFORE)
-    assert store.read_snapshot() == b"weights"
-    store.close()
-
-
-def test_a_full_disk_keeps_the_snapshots_and_leaves_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = SqliteStore(tmp_path)
-    store.write_snapshot(b"weights")
-    files = sorted(file.name for file in tmp_path.iterdir())
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            store.write_snapshot(b"more weights")
-    assert sorted(file.name for file in tmp_path.iterdir()) == files
-    assert store.read_snapshot() == b"weights"
+    store.put([("sequence", b"1")], fsync=True)
+    store.write_model(RUN, MODEL)
+    for file in [tmp_path / "state", *(tmp_path / "state").rglob("*")]:
+        assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600), file
     store.close()
 
 
@@ -70,7 +29,7 @@ def test_a_disk_that_takes_no_entries_ends_the_daemon_with_a_sentence(tmp_path: 
     store = SqliteStore(tmp_path)
     store._database.execute("PRAGMA max_page_count=1")  # SQLite's own "disk full"
     with pytest.raises(UserError) as caught:
-        store.put([("mark", bytes(100_000))], power=False)
+        store.put([("mark", bytes(100_000))], fsync=False)
     assert caught.value.code is ExitCode.FAILED
     assert "must not be promised" in str(caught.value)
     store.close()
@@ -94,7 +53,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_database_is_refused_not_believed(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
-    store.put([(f"mark/{number}", bytes(100)) for number in range(1000)], power=True)
+    store.put([(f"mark/{number}", bytes(100)) for number in range(1000)], fsync=True)
     store.close()
     data = bytearray((tmp_path / DATABASE).read_bytes())
     for page in range(4096, len(data), 4096):

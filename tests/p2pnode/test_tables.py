@@ -42,5 +42,5 @@ def test_tables_keep_their_columns_whatever_they_hold() -> None:
 
 def test_status_without_anything_is_still_a_table() -> None:
     lines = tables.status_text({}).splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert lines[1].split() == ["state", "–"]

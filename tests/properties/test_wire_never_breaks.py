@@ -1,4 +1,4 @@
-"""Whatever the bytes: a message that encodes back to them, or RemoteError. Nothing else, and soon."""
+"""Whatever the bytes: a message that encodes back to them, or RemoteError; UNSUPPORTED for unknown tags only."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -29,17 +29,33 @@ anything = st.recursive(
 numbers = st.integers(0, 2**63 - 1)
 b32 = st.binary(min_size=32, max_size=32)
 records = st.lists(st.binary(min_size=1, max_size=wire.RECORD_BYTES_MAX), max_size=20)
+names = st.text(min_size=1, max_size=10).filter(lambda name: len(name.encode()) < 32)
+
+
+def ascending(values: st.SearchStrategy[object], most: int) -> st.SearchStrategy[dict[str, object]]:
+    """Maps as a sender writes them: names in bytewise order."""
+    maps = st.dictionaries(names, values, max_size=most)
+    return maps.map(lambda found: dict(sorted(found.items(), key=lambda item: item[0].encode())))
+
+
 messages = st.one_of(
     st.builds(
         wire.Hello,
         agent=st.text(max_size=200),
+        extra=ascending(st.binary(max_size=100), 16),
+        protocols=ascending(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8), 64),
         record=st.binary(min_size=1, max_size=1000),
-        run=b32,
-        schema=b32,
-        shards=st.lists(st.integers(0, 2**32 - 1), max_size=1024),
-        task=st.text(max_size=200),
-        version=st.integers(0, 2**32 - 1),
     ),
+    st.builds(wire.Unsupported, tag=st.text(max_size=32)),
+    st.builds(
+        wire.Holds,
+        runs=st.lists(
+            st.builds(wire.Share, run=b32, shards=st.lists(st.integers(0, 2**32 - 1), max_size=100)),
+            max_size=16,
+        ),
+    ),
+    st.builds(wire.GetManifest, n=numbers, run=b32),
+    st.builds(wire.ManifestMessage, data=st.binary(max_size=2**14), n=numbers),
     st.builds(wire.Bye, reason=st.text(max_size=200)),
     st.builds(wire.Ping, n=numbers),
     st.builds(wire.FindNode, n=numbers, target=b32),
@@ -64,7 +80,9 @@ def outcome(decode: Callable[[bytes], Decoded], data: bytes) -> Decoded | Reason
 
 def accepted_as_it_is_or_refused(frame: bytes) -> None:
     found = outcome(wire.decode, frame)
-    if isinstance(found, Reason):
+    if found is Reason.UNSUPPORTED:
+        assert wire.tag_in(frame) not in {wire.tag_of(message) for message in wire.MESSAGES}
+    elif isinstance(found, Reason):
         assert found in REFUSALS
     else:
         assert wire.encode(found) == frame

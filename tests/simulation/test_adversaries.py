@@ -142,7 +142,7 @@ def test_the_network_learns_together_with_four_tenths_behind_nats(stages: list[S
     world.run(12.0)
     assert world.faults["nat"] > 20
     for host in world.honest():
-        assert host.core.snapshot(12.0).pool > 10, "everybody knows more than half of the others"  # type: ignore[union-attr]
+        assert host.core.snapshot(12.0).learning.pool > 10, "everybody knows more than half of the others"  # type: ignore[union-attr]
         assert isinstance(host.worker, Learner)
         assert host.worker.steps > 20
     models = np.asarray([host.worker.weights() for host in world.honest()])  # type: ignore[union-attr]

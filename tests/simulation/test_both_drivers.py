@@ -36,6 +36,7 @@ from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Leaf, RunInfo, Schema, vector_hash
 from gossip.node import Node
+from gossip.peer import make_node
 from p2pnode.daemon import Daemon
 from p2pnode.store import MemoryStore
 from simulation.checkers import consensus_distance
@@ -142,7 +143,7 @@ class Parts:
     run_id = RUN.id
 
     def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
-        return Node(
+        return make_node(
             host.identity,
             SCENARIO.config,
             RUN,
@@ -171,7 +172,8 @@ def in_the_world() -> Seen:
             for host in world.hosts:
                 assert isinstance(host.core, Node)
                 assert isinstance(host.worker, Learner)
-                views.append(msgspec.structs.asdict(host.core.snapshot(world.now)))
+                snapshot = host.core.snapshot(world.now)
+                views.append(msgspec.structs.asdict(snapshot) | msgspec.structs.asdict(snapshot.learning))
                 learners.append(host.worker)
             seen.look(views, learners)
     finally:

@@ -46,6 +46,8 @@ from simulation.seeds import Seeds
 from simulation.varied import VariedLinks
 from simulation.world import World
 
+RUN = bytes(32)
+
 
 class Chatterer:
     def __init__(self, host: Host, rng: random.Random, now: float) -> None:
@@ -80,9 +82,9 @@ class Chatterer:
                 self.ticket += 2
                 return [
                     *(Send(peer, b"ping %d" % self.ticket) for peer in self.peers),
-                    Compute(self.ticket, Train(2)),
-                    Compute(self.ticket + 1, Offer(0, "f32")),
-                    Compute(self.ticket + 2, Save()),
+                    Compute(self.ticket, Train(2), RUN),
+                    Compute(self.ticket + 1, Offer(0, "f32"), RUN),
+                    Compute(self.ticket + 2, Save(), RUN),
                 ]
             case Received() | Done() | Leave():
                 pass
@@ -208,7 +210,7 @@ def test_a_deadline_that_moves_away_wakes_nobody_and_one_that_moves_nearer_does(
         def handle(self, event: Event, now: float) -> list[Effect]:
             match event:
                 case Join():
-                    return [Compute(1, Train(1))]  # ends at 1.0
+                    return [Compute(1, Train(1), RUN)]  # ends at 1.0
                 case Done():
                     self.deadline = 2.0 if self.index == 0 else 7.0
                 case Woken():
@@ -246,10 +248,10 @@ def test_effects_are_carried_out_in_order_and_results_follow_the_list() -> None:
             match event:
                 case Join():
                     return [
-                        Compute(1, Offer(0, "f32")),
+                        Compute(1, Offer(0, "f32"), RUN),
                         Persist((("a", b"1"), ("b", b"2"))),
                         Persist((("a", b""),)),
-                        Compute(2, Save()),
+                        Compute(2, Save(), RUN),
                     ]
                 case Done():
                     seen.append((event.ticket, type(event.result), dict(self.host.disk)))

@@ -41,6 +41,7 @@ from gossip.events import (
     Emit,
     Event,
     Exchanged,
+    Faulted,
     Finish,
     Finished,
     Job,
@@ -95,6 +96,7 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
         super().__init__()
         self.lines: list[str] = []
         self._begun = False
+        self._begins = ""  # what `initiate` will have been, in words
 
     # --- for stories ---------------------------------------------------------------------------------
 
@@ -121,10 +123,14 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
 
     def offer(self, source: Any, target: Any, shard: int = 0) -> None:
         """A round of `source` has come, and its sampler chose `target`."""
-        effects: list[Effect] = []
-        source.node._exchanges.initiate(shard, target.id, target.identity.public_key, self.now, effects)
-        self._write(source, f"begins an exchange with {self._name(target.id)}", effects)
-        self._carry_out(source, effects)
+        self._begins = f"begins an exchange with {self._name(target.id)}"
+        self.initiate(source, target, shard)
+
+    def _carry_out(self, peer: Any, effects: list[Effect]) -> None:
+        if self._begins:
+            event, self._begins = self._begins, ""
+            self._write(peer, event, effects)
+        super()._carry_out(peer, effects)
 
     def weights(self) -> None:
         """What everybody holds now."""
@@ -180,7 +186,7 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"dial {address}, {'whoever is there' if peer is None else 'expecting ' + self._name(peer)}"
             case Drop(peer, reason):
                 return f"drop {self._name(peer)}: {reason}"
-            case Compute(ticket, job):
+            case Compute(ticket, job, _):
                 return f"compute job {ticket}: {self._job(job)}"
             case Persist(entries, power):
                 kept = ", ".join(self._entry(*entry) for entry in entries)
@@ -189,15 +195,11 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"news: {self._news(news)}"
 
     def _entry(self, key: str, value: bytes) -> str:
-        start, _, author = key.partition("/")
+        start, slash, of = key.partition("/")
         if start == "mark":
-            author = next(
-                NAMES[p.number] for p in self.peers.values() if p.identity.public_key.hex() == author
-            )
-            return f"{start}/{author}={int.from_bytes(value, 'big')}"
-        if start in ("ages", "peers"):
-            return f"{key}={msgspec.msgpack.decode(value)}"
-        return f"{key}={int.from_bytes(value, 'big')}"
+            of = next(NAMES[p.number] for p in self.peers.values() if p.identity.public_key.hex() == of)
+        shown = msgspec.msgpack.decode(value) if start in ("ages", "peers") else int.from_bytes(value, "big")
+        return f"{start}{slash}{of[:4]}={shown}"
 
     def _frame(self, frame: bytes) -> str:
         try:
@@ -207,8 +209,18 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
 
     def _message(self, message: wire.AnyMessage) -> str:
         match message:
-            case wire.Hello():
-                return f"hello, run {message.run.hex()[:4]}, shards {message.shards}"
+            case wire.Hello(agent, _, protocols, _):
+                spoken = ", ".join(f"{name} {versions}" for name, versions in protocols.items())
+                return f"hello, {agent}, speaks {spoken}"
+            case wire.Unsupported(tag):
+                return f"unsupported {tag!r}"
+            case wire.Holds(runs):
+                held = ", ".join(f"shards {share.shards} of run {share.run.hex()[:4]}" for share in runs)
+                return f"holds {held or 'nothing'}"
+            case wire.GetManifest(n, run):
+                return f"get_manifest {n}, run {run.hex()[:4]}"
+            case wire.ManifestMessage(data, n):
+                return f"manifest {n}, {len(data)} bytes"
             case wire.Bye(reason):
                 return f"bye, {reason!r}"
             case wire.Ping(n):
@@ -303,6 +315,8 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"unreachable {address}: {reason}"
             case Looked(purpose, hops, queried, found):
                 return f"looked for {purpose}: {queried} asked, {hops} hops, {found} found"
+            case Faulted(peer, event, _, _):
+                return f"a fault of ours, met by {event} of {self._name(peer)}"
             case StateChanged(state):
                 return f"state {state}"
 
@@ -331,7 +345,7 @@ def join(net: Told, quiet: Config) -> None:
     net.say("Cleo is connected with both, and known to hold shard 0. Then her first round comes.")
     net.run(1.0)
     net.weights()
-    assert min(cleo.node.snapshot(net.now).ages) > 0
+    assert min(cleo.node.snapshot(net.now).learning.ages) > 0
 
 
 def exchange(net: Told, quiet: Config) -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from crypto.identity import Identity
 from crypto.signing import network_id
-from gossip import memory, wire
+from gossip import persisted, wire
 from gossip.dht.ids import Key, distance, node_id, provider_key
 from gossip.dht.records import PeerRecord, ProviderRecord, sign_record
 from gossip.dht.routing import Contact
-from gossip.events import DialFailed, Leave, Looked
+from gossip.events import DialFailed, Leave, Looked, PeerUp, Received
 
 NETWORK = network_id("main")
 VICTIM = Identity.from_seed(b"\x55" * 32)
@@ -34,45 +34,54 @@ def test_naming_a_record_as_one_of_the_other_kind_does_not_hide_it(net: Any, qui
         NETWORK,
         PeerRecord(addresses=("10.9.9.9:1",), key=VICTIM.public_key, run=bytes(32), seq=1, ttl_s=100),
     )
-    directory = node.node._directory
+    victim = node_id(VICTIM.public_key)
 
-    directory._collect([record], place, node.id)  # a liar: a peer record among the providers
-    assert node_id(VICTIM.public_key) not in node.node._membership
-    introduced = directory.introduce(record, node_id(VICTIM.public_key), net.now, [])  # the victim itself
+    with net.turn(node, "dht") as out:
+        node.node.protocol("dht")._collect(
+            [record], place, node.id, out
+        )  # a liar: a peer record among the providers
+    assert victim not in node.pool
+    net.tell(node, PeerUp(victim, VICTIM.public_key, "10.9.9.9:1", True))
+    net.tell(
+        node, Received(victim, wire.encode(wire.Hello("x", {}, {"dht": [1]}, record)))
+    )  # the victim itself
 
-    assert introduced.node == node_id(VICTIM.public_key)
+    assert [contact.node for contact in node.node.protocol("dht").table.closest(victim, 1)] == [victim]
 
 
 def test_a_true_record_of_another_place_makes_nobody_a_holder(net: Any, quiet: Any) -> None:
     node = net.add(config=quiet)
     place = provider_key(node.run.id, 0)
 
-    node.node._directory._collect([provider(provider_key(b"other" + bytes(27), 0))], place, node.id)
-    assert node.node._membership.partner(0, random.Random(1)) is None
-    node.node._directory._collect([provider(place)], place, node.id)
-    assert node.node._membership.partner(0, random.Random(1)) is not None
+    with net.turn(node, "dht") as out:
+        node.node.protocol("dht")._collect(
+            [provider(provider_key(b"other" + bytes(27), 0))], place, node.id, out
+        )
+    assert node.pool.partner(0, random.Random(1)) is None
+    with net.turn(node, "dht") as out:
+        node.node.protocol("dht")._collect([provider(place)], place, node.id, out)
+    assert node.pool.partner(0, random.Random(1)) is not None
 
 
 def test_a_holder_of_several_shards_is_known_for_each(net: Any, quiet: Any, new_run: Any) -> None:
     node = net.add(config=quiet, run=new_run(values=200, shard_max=100))
     for shard in (0, 1):
         place = provider_key(node.run.id, shard)
-        node.node._directory._collect([provider(place)], place, node.id)
+        with net.turn(node, "dht") as out:
+            node.node.protocol("dht")._collect([provider(place)], place, node.id, out)
 
-    assert all(node.node._membership.partner(shard, random.Random(1)) for shard in (0, 1))
+    assert all(node.pool.partner(shard, random.Random(1)) for shard in (0, 1))
 
 
 def test_a_peer_that_says_it_is_of_another_run_leaves_the_pool(net: Any, quiet: Any, new_run: Any) -> None:
     node, other = net.add(config=quiet), net.add(config=quiet, run=new_run(name="other/1"))
-    record = other.node._directory.peer_record((), [])
-    node.node._membership.observe(
-        Contact(other.id, other.identity.public_key, (other.address,), record), shard=0
-    )
+    lie = Contact(other.id, other.identity.public_key, (other.address,), b"a provider record")
+    node.pool.observe(lie, shard=0)
 
     net.run(2.0)
 
     assert (node.id, other.id) in net.links
-    assert other.id not in node.node._membership
+    assert other.id not in node.pool
 
 
 def test_what_nobody_took_is_published_again_soon(net: Any, quiet: Any) -> None:
@@ -87,7 +96,7 @@ def test_what_nobody_took_is_published_again_soon(net: Any, quiet: Any) -> None:
 
     place = provider_key(a.run.id, 0)
     for peer in (a, b):
-        assert len(peer.node._directory.records.get(place, net.now, limit=20, rng=random.Random(1))) == 2
+        assert len(peer.node.protocol("dht").records.get(place, net.now, limit=20, rng=random.Random(1))) == 2
 
 
 def test_the_refresh_interval_is_the_one_that_was_set(net: Any, quiet: Any) -> None:
@@ -101,7 +110,7 @@ def test_the_refresh_interval_is_the_one_that_was_set(net: Any, quiet: Any) -> N
     net.run(600.0)
 
     refreshes = [news for news in node.news if isinstance(news, Looked) and news.purpose == "refresh"]
-    assert 6 <= len(refreshes) / len(node.node._directory.table.stats()) <= 12
+    assert 6 <= len(refreshes) / len(node.node.protocol("dht").table.stats()) <= 12
 
 
 @pytest.mark.parametrize("silent_s", [60.0, 3600.0])
@@ -128,7 +137,7 @@ def test_after_a_long_silence_those_who_are_left_find_each_other(
 
     assert (b.id, c.id) in net.links
     net.tell(b, Leave())
-    assert c.address in memory.peers(b.store)
+    assert c.address in persisted.peers(b.store)
 
 
 def test_a_lookup_gets_past_the_dead_who_are_nearest(net: Any, quiet: Any) -> None:
@@ -136,7 +145,7 @@ def test_a_lookup_gets_past_the_dead_who_are_nearest(net: Any, quiet: Any) -> No
     config = replace(quiet, dht=replace(quiet.dht, k=2))
     asker, living = net.add(config=config), net.add(config=config)
     net.run(5.0)
-    directory = asker.node._directory
+    directory = asker.node.protocol("dht")
     identities = [Identity.from_seed(bytes([number, 1]) * 16) for number in range(40)]
     target = node_id(identities[0].public_key)
     near = sorted(identities, key=lambda one: distance(node_id(one.public_key), target))[:2]
@@ -145,9 +154,8 @@ def test_a_lookup_gets_past_the_dead_who_are_nearest(net: Any, quiet: Any) -> No
         contact = Contact(node_id(dead.public_key), dead.public_key, ("10.9.9.9:1",), b"no record")
         directory.table.offer(contact, net.now)
 
-    effects: list[Any] = []
-    assert directory.look_up(target, "test", net.now, effects)
-    net._carry_out(asker, effects)
+    with net.turn(asker, "dht") as out:
+        assert directory.look_up(target, "test", net.now, out)
     net.run(30.0)
     found = [news.found for news in asker.news if isinstance(news, Looked) and news.purpose == "test"]
     assert found == [1], "the living one answered"
@@ -165,9 +173,9 @@ def test_a_silent_query_frees_its_place_after_a_second(net: Any, quiet: Any) -> 
         return [] if source is silent else [frame]
 
     net.wire = wire_with_a_silent_node
-    began, effects = net.now, []
-    assert asker.node._directory.look_up(silent.id, "test", net.now, effects)  # the silent one is nearest
-    net._carry_out(asker, effects)
+    began = net.now
+    with net.turn(asker, "dht") as out:  # the silent one is nearest
+        assert asker.node.protocol("dht").look_up(silent.id, "test", net.now, out)
     net.run(10.0)
 
     assert [number for _, number in asked][:2] == [silent.number, living.number]

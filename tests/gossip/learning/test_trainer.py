@@ -228,6 +228,7 @@ PROGRAM = """
 import hashlib
 from gossip.config import LearningConfig, ExchangeConfig
 from gossip.learning.learner import Learner
+from gossip.learning.saved import encode
 from gossip.learning.task import run_info
 from gossip.learning.trainer import Trainer
 from p2pnode.tasks import load_task
@@ -242,7 +243,7 @@ one = Learner(
 )
 for _ in range(10):
     one.trained(trainer.run([one.train_input(4)])[0])
-print(hashlib.sha256(one.dump()).hexdigest())
+print(hashlib.sha256(encode(one.dump())[0]).hexdigest())
 """
 
 

@@ -1,66 +1,59 @@
-"""Entering the network: one living address among many dead ones is found, and dead ones are asked ever more seldom."""
+"""Finding back: how often an address that nobody has is dialled, and what is kept of peers for the next life."""
 
-import random
-from math import inf
 from typing import Any
 
-from gossip.events import Join
-from gossip.net.bootstrap import ADDRESSES_MAX, PAUSE_S_MAX, TRIED_MAX, Bootstrap
+from gossip import persisted
+from gossip.events import Dial, Join, Persist
+
+GONE = "10.9.9.9:7400"
 
 
-def test_the_one_living_address_behind_many_dead_ones_is_found(net: Any) -> None:
-    living = net.add()
-    newcomer = net.add()
-    newcomer.start(net.now)  # without the address that `add` told it
-    dead = tuple(f"10.1.0.{number}:7400" for number in range(64))
-    net.tell(newcomer, Join((*dead, living.address)))
+def dials(net: Any, peer: Any, address: str) -> list[float]:
+    """When `peer` dials `address`, from now on."""
+    dates: list[float] = []
+    dial = net._dial
+
+    def watched(source: Any, order: Dial) -> None:
+        if source is peer and order.address == address:
+            dates.append(net.now)
+        dial(source, order)
+
+    net._dial = watched
+    return dates
+
+
+def test_a_node_that_loses_its_last_connection_again_and_again_does_not_look_back_each_time(
+    net: Any, quiet: Any
+) -> None:
+    """Where connections are few they close one another, and looking back opens more."""
+    a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=1.0)
     net.run(30.0)
-    assert newcomer.node.snapshot(net.now).peers
+    net.tell(b, Join((GONE,)))
+    dates = dials(net, b, GONE)
+
+    for _ in range(40):
+        net.cut(a, b, "connection limit")
+        net.run(0.1)
+        net.connect(a, b)
+        net.run(0.4)
+
+    assert 1 <= len(dates) <= 3
 
 
-def test_every_address_is_tried_before_any_is_tried_twice() -> None:
-    bootstrap = Bootstrap(random.Random(1))
-    addresses = [f"host{number}:1" for number in range(65)]
-    bootstrap.add(addresses)
-    now, tried = 0.0, []
-    while len(tried) < 65:
-        taken, now = bootstrap.take(now)
-        assert len(taken) <= TRIED_MAX
-        tried += taken
-    assert sorted(tried[:65]) == sorted(addresses)
-    assert tried[:65] != addresses  # shuffled
+def test_peers_are_kept_for_the_next_life_and_written_only_where_they_changed(net: Any, quiet: Any) -> None:
+    a = net.add(config=quiet, weight=1.0)
+    writes: list[Any] = []
+    carry_out = net._carry_out
 
+    def watched(peer: Any, effects: list[Any]) -> None:
+        if peer is a:
+            kept = [e for e in effects if isinstance(e, Persist) and e.entries[0][0] == persisted.PEERS_KEY]
+            writes.extend(kept)
+        carry_out(peer, effects)
 
-def test_a_dead_address_is_tried_at_most_once_a_minute_in_the_end() -> None:
-    bootstrap = Bootstrap(random.Random(1))
-    bootstrap.add(["dead:1"])
-    now, dates = 0.0, []
-    for _ in range(2000):  # more often than a power of two allows
-        taken, again = bootstrap.take(now)
-        assert taken == ["dead:1"]
-        dates.append(now)
-        now = again
-    assert dates[1] < 2.0
-    assert dates[-1] - dates[-2] >= 0.5 * PAUSE_S_MAX
+    net._carry_out = watched
+    b = net.add(config=quiet, weight=1.0)
+    net.run(600.0)
 
-
-def test_a_node_that_entered_begins_anew_when_it_is_alone_again() -> None:
-    bootstrap = Bootstrap(random.Random(1))
-    bootstrap.add(["a:1"])
-    assert bootstrap.take(0.0)[0] == ["a:1"]
-    assert bootstrap.take(0.0)[0] == []
-    bootstrap.reset()
-    assert bootstrap.take(0.0)[0] == ["a:1"]
-
-
-def test_what_is_remembered_is_tried_beside_what_was_named() -> None:
-    bootstrap = Bootstrap(random.Random(1))
-    assert bootstrap.take(0.0) == ([], inf)
-    assert bootstrap.take(0.0, ["old:1"])[0] == ["old:1"]
-
-
-def test_no_more_addresses_are_kept_than_the_limit() -> None:
-    bootstrap = Bootstrap(random.Random(1))
-    for number in range(2 * ADDRESSES_MAX):
-        bootstrap.add([f"host{number}:1"])
-    assert len(bootstrap.named) == ADDRESSES_MAX
+    assert [effect.entries for effect in writes] == [(persisted.peers_entry([b.address]),)]
+    assert persisted.peers(a.store) == [b.address]

@@ -16,8 +16,8 @@ import pytest
 from gossip import wire
 from gossip.events import Exchanged
 from gossip.learning.learner import Learner
-from gossip.memory import AGES_KEY
 from gossip.node import Node
+from gossip.persisted import AGES_KEY
 from simulation.checkers import ViolationError, consensus_distance, sum_drift
 from simulation.experiments.run import RealParts, run
 from simulation.machines import Host
@@ -123,7 +123,7 @@ class FrozenParts(RealParts):
 
     def core(self, host: Host, *, seeds: Seeds, now: float) -> Node:
         node = super().core(host, seeds=seeds, now=now)
-        node._rng = Memoryless(seeds.integer("rounds", host.index))
+        node.context.rng = Memoryless(seeds.integer("rounds", host.index))
         return node
 
     def worker(self, host: Host) -> Learner:
@@ -183,7 +183,7 @@ class Frozen:
         """Lets everybody find everybody; the formulas hold for any models that are left then."""
         self.world.run(until)
         for host in self.world.hosts:
-            assert host.core.snapshot(until).pool == self.nodes - 1  # type: ignore[union-attr]
+            assert host.core.snapshot(until).learning.pool == self.nodes - 1  # type: ignore[union-attr]
         self.whole = self.responded = 0
         self.pairs.clear()
 
@@ -268,8 +268,8 @@ def test_a_node_that_forgets_what_it_answered_is_caught_as_applying_twice() -> N
     class ForgetfulParts(RealParts):
         def core(self, host: Host, *, seeds: Seeds, now: float) -> Any:
             node = super().core(host, seeds=seeds, now=now)
-            node._exchanges._replies = Forgetful()
-            node._exchanges._marks = Forgetful()
+            node.protocol("exchange").exchanges.replies._replies = Forgetful()
+            node.protocol("exchange").exchanges._marks = Forgetful()
             return node
 
     settings = scenario(network={"preset": "wan", "duplication": 0.5}, faults={})

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gossip import exchange
+from gossip import persisted
 from gossip.config import DhtConfig, MembershipConfig
 from gossip.dht import routing
 from gossip.dht.ids import node_id
 from gossip.events import Job, JobResult, Rescued
 from gossip.learning import pair
 from gossip.learning.learner import Learner
+from gossip.run import exchange
 from simulation.checkers import ViolationError
 from simulation.cli import main
 from simulation.seeds import Seeds
@@ -165,9 +166,8 @@ def test_same_sign_on_both_sides_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_sequence_number_that_is_not_persisted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gossip import memory
 
-    monkeypatch.setattr(memory, "ceiling", lambda store: 1)
+    monkeypatch.setattr(persisted, "ceiling", lambda store: 1)
     assert "signed two things with sequence number" in found("numbers that begin anew")
 
 
@@ -240,9 +240,9 @@ def test_whoever_is_eclipsed_goes_on_knowing_somebody_honest() -> None:
         assert victim is not None
         node = world.node(victim)
         for other in world.honest_hosts:
-            node._membership.forget(other.id)
-            node._directory.table.remove(other.id)
-        node._remembered.clear()
+            node.protocol("exchange")._forget(other.id)
+            node.protocol("dht").table.remove(other.id)
+        node.protocol("bootstrap")._remembered.clear()
         with pytest.raises(ViolationError, match="it knows nobody but those who surround it"):
             world.inspect()
     finally:

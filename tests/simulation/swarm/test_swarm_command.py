@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 from click.testing import CliRunner, Result
 
-from gossip import exchange
+from gossip.run import exchange
 from p2pnode.values import rule, words
 from simulation.cli import main
 from simulation.scenario import Scenario

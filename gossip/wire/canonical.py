@@ -1,4 +1,4 @@
-"""The messages between peers, and the only door through which bytes become objects.
+"""The canonical encoding of messages, and the only door through which bytes become objects.
 
 Every frame is one canonical msgpack map: string keys in bytewise order (so the tag `_` comes first), shortest
 integers and lengths, no duplicate keys; of msgpack's types only map, array, str, bin and unsigned integer.
@@ -11,10 +11,16 @@ duplicate keys and long integers, and a frame whose tag is not first takes it in
 (docs/security.md, T32). What passes is what `encode` would have produced, byte for byte. For a small frame that
 begins as ours do, it is cheaper to ask just that: it is decoded and encoded again, and only scanned, for what is
 wrong, if something is.
+
+Which messages there are is not known here: each protocol has a schema file beside this one, and a node's `Codec` is
+made of the messages of its protocols. A tag that no protocol of the node knows is no fault of the peer, which may be of
+a later version: `UnsupportedError`, before anything behind the tag is looked at.
 """
 
+import functools
+import operator
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,8 +32,6 @@ FRAME_BYTES_MAX = 2**22 + 2**16
 PAYLOAD_BYTES_MAX = 2**22
 # A signed record: BEP 44 allows 1,000 bytes, so do we.
 RECORD_BYTES_MAX = 1000
-HEADER_BYTES_MAX = 1024
-PROTOCOL_VERSION = 1
 
 # Limits of the scan, far above what our messages need (docs/security.md, T32). Byte strings carry whole payloads.
 DEPTH_MAX = 8  # containers inside one another; our deepest message has 2
@@ -47,8 +51,6 @@ Bytes8: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Bytes32: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Bytes64: TypeAlias = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Record: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=RECORD_BYTES_MAX)]
-Header: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=HEADER_BYTES_MAX)]
-Payload: TypeAlias = Annotated[bytes, Meta(max_length=PAYLOAD_BYTES_MAX)]
 Word: TypeAlias = Annotated[str, Meta(max_length=32)]  # a name of ours: codec, reason, verdict
 Text: TypeAlias = Annotated[str, Meta(max_length=200)]  # for people; escaped before it is shown
 
@@ -57,162 +59,102 @@ class Message(Struct, frozen=True, tag_field="_", forbid_unknown_fields=True):
     """Base of all messages. Fields stand in bytewise order of their names: that is the canonical order."""
 
 
-class Hello(Message, frozen=True, tag="hello"):
-    """First message in both directions: who I am in the network and in the run."""
+class UnsupportedError(RemoteError):
+    """A frame of a protocol, or a version of it, that this node does not speak. No fault: a later version may.
 
-    agent: Text  # "p2pnode/0.1.0"
-    record: Record  # own signed peer record
-    run: Bytes32
-    schema: Bytes32
-    shards: Annotated[list[U32], Meta(max_length=1024)]  # held, ascending
-    task: Text
-    version: U32
+    Args:
+        tag: Printable ASCII, at most 31 characters.
+    """
 
+    def __init__(self, tag: str) -> None:
+        super().__init__(Reason.UNSUPPORTED, f"the message {tag!r} is of no protocol that both speak")
+        self.tag = tag
 
-class Bye(Message, frozen=True, tag="bye"):
-    reason: Text
-
-
-class Ping(Message, frozen=True, tag="ping"):
-    n: U63
+    def __reduce__(self) -> tuple[type["UnsupportedError"], tuple[str]]:  # type: ignore[override]
+        return UnsupportedError, (self.tag,)
 
 
-class Pong(Message, frozen=True, tag="pong"):
-    n: U63
-
-
-class FindNode(Message, frozen=True, tag="find_node"):
-    n: U63  # request number, chosen by the asker, repeated in the answer
-    target: Bytes32
-
-
-class Nodes(Message, frozen=True, tag="nodes"):
-    n: U63
-    records: Annotated[list[Record], Meta(max_length=20)]  # signed peer records, nearest first
-
-
-class GetRecords(Message, frozen=True, tag="get_records"):
-    key: Bytes32
-    n: U63
-
-
-class Records(Message, frozen=True, tag="records"):
-    """Answer to GetRecords: what is stored under the key, and whom to ask next."""
-
-    n: U63
-    nodes: Annotated[list[Record], Meta(max_length=20)]
-    records: Annotated[list[Record], Meta(max_length=20)]
-
-
-class PutRecord(Message, frozen=True, tag="put_record"):
-    n: U63
-    record: Record
-
-
-class Stored(Message, frozen=True, tag="stored"):
-    n: U63
-    reason: Word  # empty: stored
-
-
-class OfferMessage(Message, frozen=True, tag="offer"):
-    """Leg 1 of an exchange."""
-
-    header: Header  # OfferHeader
-    payload: Payload  # Q(x_i - A)
-    signature: Bytes64  # of the header, purpose OFFER
-
-
-class ReplyMessage(Message, frozen=True, tag="reply"):
-    """Leg 2 of an exchange, or a refusal, which is signed too."""
-
-    header: Header  # ReplyHeader
-    payload: Payload
-    signature: Bytes64  # of the header, purpose REPLY
-
-
-class OfferHeader(Struct, frozen=True, forbid_unknown_fields=True):
-    age: U63  # local steps behind this shard; 0: a newcomer, who adopts
-    author: Bytes32  # public key
-    clip: U63  # largest |c| accepted back, in millionths, rounded up; 2**63 - 1: no limit
-    codec: Word
-    hash: Bytes32  # SHA-256 of the payload
-    nonce: Bytes8
-    reference: Bytes32  # hash of A
-    run: Bytes32
-    seq: U63
-    shard: U32
-    to: Bytes32  # public key of the addressee
-
-
-class ReplyHeader(Struct, frozen=True, forbid_unknown_fields=True):
-    age: U63
-    author: Bytes32
-    codec: Word
-    detail: Text  # for people: why refused
-    hash: Bytes32
-    offer: Bytes32  # SHA-256 of the offer's header: binds the answer to the question
-    reason: Word  # a Reason where the verdict is "refused", else empty
-    run: Bytes32
-    seq: U63
-    shard: U32
-    to: Bytes32
-    verdict: Word  # change (payload c), state (payload: adopt this), adopted (no payload), refused
-
-
-AnyMessage: TypeAlias = (
-    Hello
-    | Bye
-    | Ping
-    | Pong
-    | FindNode
-    | Nodes
-    | GetRecords
-    | Records
-    | PutRecord
-    | Stored
-    | OfferMessage
-    | ReplyMessage
-)
-
-# --- bytes to objects, and back ----------------------------------------------------------------------
+# --- bytes to objects, and back ------------------------------------------------------------------------
 
 _encoder = msgspec.msgpack.Encoder()
-_message_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-_offer_decoder = msgspec.msgpack.Decoder(OfferHeader)
-_reply_decoder = msgspec.msgpack.Decoder(ReplyHeader)
 S = TypeVar("S", bound=Struct)
 
 
-def encode(message: AnyMessage) -> bytes:
+def encode(message: Message) -> bytes:
     """One frame. The caller keeps the fields within their limits: msgspec checks those on the way in only."""
     frame = _encoder.encode(message)
     assert len(frame) <= FRAME_BYTES_MAX, f"{type(message).__name__} of {len(frame)} bytes"
     return frame
 
 
-def decode(frame: bytes) -> AnyMessage:
-    """The message in `frame`; then `encode(message) == frame`.
+class Codec:
+    """Decodes the frames of a set of messages.
 
-    Raises:
-        RemoteError: OVERSIZED or MALFORMED. Nothing else, whatever the bytes.
+    Args:
+        messages: All that may come, each with a tag of its own.
     """
-    if len(frame) > FRAME_BYTES_MAX:
-        raise RemoteError(
-            Reason.OVERSIZED, f"a frame of {len(frame)} bytes; at most {FRAME_BYTES_MAX} are allowed"
-        )
-    if len(frame) <= SMALL_FRAME_BYTES and frame.startswith(TAG_FIRST, 1):
-        # With the tag first msgspec knows what to expect of every value, and skips none: no recursion.
+
+    def __init__(self, messages: Iterable[type[Message]]) -> None:
+        self.messages = tuple(messages)
+        self.tags = {tag_of(message): message for message in self.messages}
+        assert len(self.tags) == len(self.messages), "two messages have one tag"
+        union = functools.reduce(operator.or_, self.messages)
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(union)
+        # The order of a map's keys is not seen by encoding it again.
+        self._with_maps = frozenset(message for message in self.messages if _has_map(message))
+
+    def decode(self, frame: bytes) -> Message:
+        """The message in `frame`; then `encode(message) == frame`.
+
+        Raises:
+            UnsupportedError: the frame names a message that is not among ours.
+            RemoteError: OVERSIZED or MALFORMED. Nothing else, whatever the bytes.
+        """
+        if len(frame) > FRAME_BYTES_MAX:
+            raise RemoteError(
+                Reason.OVERSIZED, f"a frame of {len(frame)} bytes; at most {FRAME_BYTES_MAX} are allowed"
+            )
+        if len(frame) <= SMALL_FRAME_BYTES and frame.startswith(TAG_FIRST, 1):
+            # With the tag first msgspec knows what to expect of every value, and skips none: no recursion.
+            try:
+                message = self._decoder.decode(frame)
+                if type(message) not in self._with_maps and _encoder.encode(message) == frame:
+                    return message
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                pass  # the scan knows better what is wrong, and where
+        tag = tag_in(frame)
+        if tag and tag not in self.tags:
+            raise UnsupportedError(tag)
+        scan(frame)
         try:
-            message = _message_decoder.decode(frame)
-            if _encoder.encode(message) == frame:
-                return message
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass  # the scan knows better what is wrong, and where
-    scan(frame)
-    try:
-        return _message_decoder.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _not_schema("a message", error) from None
+            return self._decoder.decode(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise _not_schema("a message", error) from None
+
+
+def tag_of(message: type[Message]) -> str:
+    """The name by which a message goes on the wire."""
+    return str(message.__struct_config__.tag)
+
+
+def tag_in(frame: bytes) -> str:
+    """The tag of a frame, without decoding anything else; empty where it does not begin as every message does."""
+    start = {0xDE: 3, 0xDF: 5}.get(frame[0], 1) if frame else 0
+    if not frame or not (0x81 <= frame[0] <= 0x8F or start > 1) or not frame.startswith(TAG_FIRST, start):
+        return ""
+    place = start + len(TAG_FIRST)
+    length = frame[place] - 0xA0 if len(frame) > place else 0
+    tag = frame[place + 1 : place + 1 + length]
+    if not 0 < length < 32 or len(tag) < length or not tag.isascii():
+        return ""
+    text = tag.decode()
+    return text if text.isprintable() else ""
+
+
+def _has_map(message: type[Message]) -> bool:
+    info = msgspec.inspect.type_info(message)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return any(isinstance(field.type, msgspec.inspect.DictType) for field in info.fields)
 
 
 def encode_struct(value: Struct) -> bytes:
@@ -242,22 +184,6 @@ def decode_struct(data: bytes, decoder: "msgspec.msgpack.Decoder[S]", *, bytes_m
             Reason.MALFORMED, "a signed part that is not canonical: keys out of order or not shortest"
         )
     return value
-
-
-def encode_header(header: OfferHeader | ReplyHeader) -> bytes:
-    data = _encoder.encode(header)
-    assert len(data) <= HEADER_BYTES_MAX, f"header of {len(data)} bytes"
-    return data
-
-
-def decode_offer_header(data: bytes) -> OfferHeader:
-    """Raises RemoteError as `decode_struct` does."""
-    return decode_struct(data, _offer_decoder, bytes_max=HEADER_BYTES_MAX)
-
-
-def decode_reply_header(data: bytes) -> ReplyHeader:
-    """Raises RemoteError as `decode_struct` does."""
-    return decode_struct(data, _reply_decoder, bytes_max=HEADER_BYTES_MAX)
 
 
 def _not_schema(what: str, error: Exception) -> RemoteError:
@@ -406,12 +332,6 @@ def _malformed(position: int, expected: str) -> RemoteError:
 # --- for docs/protocol.md ------------------------------------------------------------------------------
 
 
-def message_table() -> str:
-    """Every message and header, field by field, in Markdown; docs/protocol.md contains exactly this."""
-    messages: tuple[type[Struct], ...] = get_args(AnyMessage)
-    return struct_table((*messages, OfferHeader, ReplyHeader))
-
-
 def struct_table(structs: Iterable[type[Struct]]) -> str:
     lines = ["| message | field | type |", "|---|---|---|"]
     for struct in structs:
@@ -436,5 +356,9 @@ def _type_words(kind: Any) -> str:
         if kind.min_length == kind.max_length:
             return f"{kind.max_length:,} bytes"
         return f"{kind.min_length or 0} to {kind.max_length:,} bytes"
+    if isinstance(kind, msgspec.inspect.DictType):
+        return f"map of at most {kind.max_length}: {_type_words(kind.key_type)}, to {_type_words(kind.value_type)}"
+    if isinstance(kind, msgspec.inspect.StructType):
+        return kind.cls.__name__
     assert isinstance(kind, msgspec.inspect.ListType | msgspec.inspect.VarTupleType), kind
     return f"array of at most {kind.max_length:,}: {_type_words(kind.item_type)}"

@@ -12,10 +12,10 @@ import msgspec
 from gossip.errors import LocalError
 from gossip.learning.task import RunInfo
 
-AGES_KEY = "ages"  # local steps behind each shard of the last saved model
+AGES_KEY = "ages"  # + / and hex of a run's id: local steps behind each shard of its last saved model
 MARK_KEY = "mark/"  # + hex of an author's key: its highest accepted sequence number
 PEERS_KEY = "peers"  # addresses for the next start, so that no single bootstrap node is needed twice
-ROUNDS_KEY = "rounds"  # local rounds behind the last saved model
+ROUNDS_KEY = "rounds"  # + / and hex of a run's id: local rounds behind its last saved model
 CEILING_KEY = "sequence"  # no sequence number below it may be signed again
 
 # Enough that some are still there after a month. A guess.
@@ -25,26 +25,34 @@ Entry = tuple[str, bytes]
 T = TypeVar("T")
 
 
-def ages_entry(ages: Sequence[int]) -> Entry:
-    return AGES_KEY, msgspec.msgpack.encode(list(ages))
+def learned_entries(run: RunInfo, ages: Sequence[int], rounds: int) -> tuple[Entry, Entry]:
+    """What belongs to the saved model of a run, besides its arrays."""
+    name = run.id.hex()
+    return (
+        (f"{AGES_KEY}/{name}", msgspec.msgpack.encode(list(ages))),
+        (f"{ROUNDS_KEY}/{name}", rounds.to_bytes(8, "big")),
+    )
 
 
 def ages(store: Mapping[str, bytes], run: RunInfo, has_model: bool) -> list[int]:
     """Ages per shard; zeros (a newcomer) without a model, or if they belong to another cut into shards."""
     count = len(run.shard_sizes)
-    if has_model and AGES_KEY in store:
-        kept = _read(store, AGES_KEY, list[int])
+    key = _key_of(store, AGES_KEY, run)
+    if has_model and key in store:
+        kept = _read(store, key, list[int])
         if len(kept) == count:
             return kept
     return [0] * count
 
 
-def rounds_entry(rounds: int) -> Entry:
-    return ROUNDS_KEY, rounds.to_bytes(8, "big")
+def rounds(store: Mapping[str, bytes], run: RunInfo) -> int:
+    return int.from_bytes(store.get(_key_of(store, ROUNDS_KEY, run), b""), "big")
 
 
-def rounds(store: Mapping[str, bytes]) -> int:
-    return int.from_bytes(store.get(ROUNDS_KEY, b""), "big")
+def _key_of(store: Mapping[str, bytes], key: str, run: RunInfo) -> str:
+    """Where an entry of a run is. Homes of 0.1 knew one run, and did not name it."""
+    named = f"{key}/{run.id.hex()}"
+    return named if named in store else key
 
 
 def mark_entry(author: bytes, seq: int) -> Entry:

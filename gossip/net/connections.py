@@ -1,20 +1,24 @@
 """Connections as the core sees them: who is up, who is being dialled, what waits, when to try again.
 
-Only bookkeeping: the driver opens and closes sockets. A frame for somebody who is not connected waits for the
-dial it starts; if no address answers, the frame is lost and the peer rests for a while (exponential backoff with
-jitter, so that a returning peer is not met by everybody in the same second).
+Only bookkeeping: the driver opens and closes sockets. A frame for a peer that is not connected waits for the dial it
+starts, and for the hello that says which protocols the peer speaks; if no address answers, the frame is lost and the
+peer rests for a while (exponential backoff with jitter, so that a returning peer is not met by everybody in the same
+second).
 """
 
 import random
 from collections.abc import Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from crypto.identity import PublicKey
 from gossip.addresses import is_loopback
 from gossip.dht.ids import NodeId
+from gossip.errors import Reason, RemoteError
 from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Send
 
+# What two peers speak before they have said what they speak.
+AT_FIRST = {"connection": 1}
 # Frames that wait for one dial: a lookup and an exchange at the same time are three; the rest is slack.
 WAITING_MAX = 16
 # Places that the driver's door keeps beyond `inbound_kept`: without them the idle connections of a network's first node
@@ -35,7 +39,7 @@ def inbound_kept(connections_max: int) -> int:
     return max(1, connections_max * 7 // 12)
 
 
-class Link(Struct):
+class Connection(Struct):
     """One open connection."""
 
     key: PublicKey
@@ -43,20 +47,24 @@ class Link(Struct):
     inbound: bool
     since: float
     nearby: bool = False  # the peer is on this machine
-    greeted: bool = False  # its hello has come
+    ready: bool = False  # its hello has come
+    protocols: dict[str, int] = field(
+        default_factory=lambda: dict(AT_FIRST)
+    )  # what both speak, and the version
+    unsupported: dict[str, None] = field(default_factory=dict)  # tags that it was told we do not know
     faults: int = 0  # what the peer did wrong on this connection
     silent: int = 0  # requests in a row that it did not answer
-    budget: float = 0.0  # tokens for requests, see `Links.spend`
+    budget: float = 0.0  # tokens for requests, see `Connections.spend`
     budget_at: float = 0.0
     used: int = 0  # when it was last used, counted in uses of any connection
 
 
 class _Waiting(Struct):
     addresses: list[str]  # still to be tried, after the one being dialled
-    frames: list[bytes]
+    frames: list[tuple[str, bytes]]  # and their protocols
 
 
-class Links:
+class Connections:
     """Args:
     connections_max: Above this, the least recently used idle connection is dropped.
     """
@@ -64,12 +72,13 @@ class Links:
     def __init__(self, *, connections_max: int, rng: random.Random) -> None:
         self._connections_max = connections_max
         self._rng = rng
-        self._up: dict[NodeId, Link] = {}
+        self._up: dict[NodeId, Connection] = {}
         self._uses = 0
         self._inbound = 0  # of these
-        self._waiting: dict[NodeId, _Waiting] = {}
+        self._waiting: dict[NodeId, _Waiting] = {}  # until a dial succeeds and the hello has come
         self._failures: dict[NodeId, tuple[int, float]] = {}  # node -> (failures in a row, not before)
         self._banned: dict[NodeId, float] = {}  # node -> until
+        self.lost_frames = 0
 
     def __len__(self) -> int:
         return len(self._up)
@@ -77,16 +86,16 @@ class Links:
     def __contains__(self, node: NodeId) -> bool:
         return node in self._up
 
-    def get(self, node: NodeId) -> Link | None:
+    def get(self, node: NodeId) -> Connection | None:
         return self._up.get(node)
 
-    def items(self) -> list[tuple[NodeId, Link]]:
+    def items(self) -> list[tuple[NodeId, Connection]]:
         return list(self._up.items())
 
     def nearby(self, node: NodeId) -> bool:
         """Whether `node` is connected over loopback."""
-        link = self._up.get(node)
-        return link is not None and link.nearby
+        connection = self._up.get(node)
+        return connection is not None and connection.nearby
 
     def resting(self, node: NodeId, now: float) -> bool:
         """Whether a dial to `node` failed so recently that we do not try again yet."""
@@ -94,59 +103,72 @@ class Links:
         return failure is not None and now < failure[1]
 
     def send(
-        self, node: NodeId, addresses: Sequence[str], frame: bytes, now: float, out: list[Effect]
+        self,
+        node: NodeId,
+        addresses: Sequence[str],
+        frame: bytes,
+        protocol: str,
+        now: float,
+        out: list[Effect],
     ) -> bool:
-        """Send now, or dial first. False: not possible now (no address, resting, or too much waits already)."""
-        link = self._up.get(node)
-        if link is not None:
-            self._uses += 1
-            link.used = self._uses
-            out.append(Send(node, frame))
-            return True
-        waiting = self._waiting.get(node)
-        if waiting is not None:
-            if len(waiting.frames) >= WAITING_MAX:
+        """Send now, or dial and wait first. False: not possible now (no address, resting, too much waits already, or
+        the peer does not speak this protocol)."""
+        connection = self._up.get(node)
+        if connection is not None:
+            if protocol in connection.protocols:
+                self._uses += 1
+                connection.used = self._uses
+                out.append(Send(node, frame))
+                return True
+            if connection.ready:
                 return False
-            waiting.frames.append(frame)
+        waiting = self._waiting.get(node)
+        if waiting is None:
+            if connection is not None:
+                self._waiting[node] = _Waiting([], [(protocol, frame)])
+                return True
+            if addresses and not self.resting(node, now) and not self.banned(node, now):
+                self._waiting[node] = _Waiting(list(addresses[1:]), [(protocol, frame)])
+                out.append(Dial(addresses[0], node))
+                return True
+        elif len(waiting.frames) < WAITING_MAX:
+            waiting.frames.append((protocol, frame))
             return True
-        if not addresses or self.resting(node, now) or self.banned(node, now):
-            return False
-        self._waiting[node] = _Waiting(list(addresses[1:]), [frame])
-        out.append(Dial(addresses[0], node))
-        return True
+        self.lost_frames += 1
+        return False
 
     def opened(self, event: PeerUp, now: float) -> None:
         self._uses += 1
         nearby = is_loopback(event.address) or is_loopback(event.local)
-        self._up[event.peer] = Link(
+        self._up[event.peer] = Connection(
             event.key, event.address, event.inbound, now, nearby=nearby, budget_at=now, used=self._uses
         )
         self._inbound += event.inbound
 
-    def greeted(self, node: NodeId) -> None:
-        """Its hello has come: only now is it forgiven that earlier dials failed. Who takes connections and closes
-        them again would otherwise be dialled in every round."""
-        self._up[node].greeted = True
+    def ready(self, node: NodeId, protocols: dict[str, int], out: list[Effect]) -> None:
+        """Its hello has come: send what waited, and forgive only now that earlier dials failed. A peer that takes
+        connections and closes them again would otherwise be dialled in every round."""
+        connection = self._up[node]
+        connection.protocols = {**AT_FIRST, **protocols}
+        connection.ready = True
         self._failures.pop(node, None)
-
-    def used(self, link: Link) -> None:
-        """Something was sent or received: it is the last to be dropped as idle."""
-        self._uses += 1
-        link.used = self._uses
-
-    def flush(self, node: NodeId, out: list[Effect]) -> None:
-        """Send what waited for `node`, which is up now."""
         waiting = self._waiting.pop(node, None)
         if waiting is not None:
-            out.extend(Send(node, frame) for frame in waiting.frames)
+            out.extend(Send(node, frame) for protocol, frame in waiting.frames if protocol in protocols)
+
+    def used(self, connection: Connection) -> None:
+        """Something was sent or received: it is the last to be dropped as idle."""
+        self._uses += 1
+        connection.used = self._uses
 
     def closed(self, node: NodeId, now: float) -> bool:
         """The connection is gone; False if there was none."""
-        link = self._up.pop(node, None)
-        self._inbound -= link is not None and link.inbound
-        if link is not None and not link.greeted:
+        connection = self._up.pop(node, None)
+        self._inbound -= connection is not None and connection.inbound
+        if connection is not None and not connection.ready:
+            self._waiting.pop(node, None)
             self.rest(node, now)
-        return link is not None
+        return connection is not None
 
     def dial_failed(self, event: DialFailed, now: float, out: list[Effect]) -> bool:
         """Try the next address; True when there is none left and the peer counts as unreachable."""
@@ -181,17 +203,22 @@ class Links:
 
     def spend(self, node: NodeId, now: float, *, rate: float, burst: float) -> bool:
         """Token bucket of what `node` may ask of us: `rate` a second, `burst` at once. False: over budget."""
-        link = self._up.get(node)
-        if link is None:
+        connection = self._up.get(node)
+        if connection is None:
             return False
-        # A new link starts with a full bucket: budget counts what was taken.
-        taken = max(0.0, link.budget - (now - link.budget_at) * rate)
-        link.budget_at = now
+        # A new connection starts with a full bucket: budget counts what was taken.
+        taken = max(0.0, connection.budget - (now - connection.budget_at) * rate)
+        connection.budget_at = now
         if taken + 1.0 > burst:
-            link.budget = taken
+            connection.budget = taken
             return False
-        link.budget = taken + 1.0
+        connection.budget = taken + 1.0
         return True
+
+    def charge(self, node: NodeId, now: float, *, rate: float, burst: float) -> None:
+        """As `spend`. Raises RemoteError, RATE_LIMITED, over budget."""
+        if not self.spend(node, now, rate=rate, burst=burst):
+            raise RemoteError(Reason.RATE_LIMITED, f"more than {rate:g} requests a second")
 
     def shed(self, keep: Sequence[NodeId], out: list[Effect]) -> None:
         """Above a limit, drop the least recently used connections that are not in `keep`."""
@@ -202,6 +229,19 @@ class Links:
             surplus = self._inbound - inbound_kept(self._connections_max)
             if surplus <= 0:
                 return
-            idle = [node for node, link in self._up.items() if link.inbound and node not in keep]
+            idle = [node for node, connection in self._up.items() if connection.inbound and node not in keep]
         idle.sort(key=lambda node: self._up[node].used)
         out.extend(Drop(node, "connection limit") for node in idle[:surplus])
+
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """As `Protocol.bounds`."""
+        # Dials are begun by our own lookups and exchanges, whose number is limited elsewhere: a guess far above it.
+        return {
+            "waiting": (len(self._waiting), 256),
+            "failures": (len(self._failures), BACKOFFS_MAX),
+            "bans": (len(self._banned), BACKOFFS_MAX),
+        }
+
+    def banned_now(self, now: float) -> list[NodeId]:
+        """All who are banned at this date."""
+        return [node for node, until in self._banned.items() if until > now]
