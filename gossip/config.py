@@ -13,6 +13,8 @@ from msgspec import Meta
 
 # Names of the wire codecs; gossip/learning/codec.py has them.
 CODECS = ("f32", "int8", "int4")
+# Names of the exchange rules; gossip/learning/strategies has them.
+STRATEGIES = ("shard-pair", "push")
 
 # Durations: from nothing, or from so much that a node does not spin; infinity says never, where that makes sense.
 Duration: TypeAlias = Annotated[float, Meta(ge=0)]
@@ -96,6 +98,9 @@ class LearningConfig:
     # A larger model is cut into shards of at most so many values, of which one is exchanged at a time. 2**20 values are
     # 4 MiB, the largest message there is. All nodes of a run need the same.
     shard_values_max: Annotated[int, Meta(ge=1, le=2**20)] = 2**20
+    # How models meet. shard-pair: two nodes move to each other, which keeps the mean of all; push: a node sends its
+    # weights, and averages what others sent once a round, with half the bytes. All nodes of a run need the same.
+    strategy: Annotated[str, Meta(extra={"choices": STRATEGIES})] = "shard-pair"
     # Seed of the initial weights. All nodes of a run need the same.
     genesis_seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
     # Write the model to the disk so often. A node that is killed loses at most so much of its training.

@@ -47,7 +47,7 @@ class Offered(Struct, frozen=True):
 
 
 class Respond(Struct, frozen=True):
-    """Step 2 of ShardPair: decode, gate, clip, apply +c/2, return c; or `Rescued`."""
+    """Answer an offer: step 2 of ShardPair (decode, gate, clip, apply +c/2, return c; or `Rescued`); or `Taken`."""
 
     shard: int
     codec: str
@@ -72,6 +72,13 @@ class Rescued(Struct, frozen=True):
     distance: float  # |x_i - x_j|
     norm: float  # |c|
     detail: str  # what was too far
+
+
+class Taken(Struct, frozen=True):
+    """What was offered will be averaged with what others push: nothing goes back but that it was taken."""
+
+    distance: float  # |x_i - x_j|
+    norm: float  # of it, what counts after the clip
 
 
 class Finish(Struct, frozen=True):
@@ -115,7 +122,9 @@ class Saved(Struct, frozen=True):
 
 
 Job: TypeAlias = Train | Offer | Respond | Finish | Adopt | Save
-JobResult: TypeAlias = Trained | Offered | Responded | Rescued | Finished | Adopted | JobRefused | Saved
+JobResult: TypeAlias = (
+    Trained | Offered | Responded | Rescued | Taken | Finished | Adopted | JobRefused | Saved
+)
 
 # --- events: facts -------------------------------------------------------------------------------
 

@@ -116,7 +116,17 @@ _EVENTS: dict[str, msgspec.msgpack.Decoder[Event]] = {
 }
 _RESULTS: dict[str, type] = {
     name: getattr(events, name)
-    for name in ("Trained", "Offered", "Responded", "Rescued", "Finished", "Adopted", "JobRefused", "Saved")
+    for name in (
+        "Trained",
+        "Offered",
+        "Responded",
+        "Rescued",
+        "Taken",
+        "Finished",
+        "Adopted",
+        "JobRefused",
+        "Saved",
+    )
 }
 
 

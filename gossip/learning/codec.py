@@ -1,7 +1,7 @@
 """float32 vectors as bytes: exact ("f32"), or block-wise 8 or 4 bit integers ("int8", "int4").
 
-Each block of 64 values has one float32 scale, max|v| / 127 or / 7; values are rounded to nearest
-(stochastic rounding is for one-way pushes, where a lost average is not conserved; docs/learning.md). A payload
+Each block of 64 values has one float32 scale, max|v| / 127 or / 7; values are rounded to nearest, or at random where
+noise is given (for one-way pushes, where what is lost by rounding is not conserved; docs/learning.md). A payload
 is all scales, then all codes, little-endian, without a header: the receiver knows codec and length from its own
 manifest, and anything of another length is refused.
 
@@ -22,6 +22,7 @@ from gossip.errors import LocalError, Reason, RemoteError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Array: TypeAlias = Any  # float32 of numpy or jax.numpy, whichever namespace `xp` is
+Scalar: TypeAlias = Any  # float under numpy, a float32 array of shape () under jax.numpy
 
 # One scale costs half a bit per value; larger blocks let one outlier
 # coarsen more.
@@ -99,11 +100,17 @@ def block_scales(xp: ModuleType, codec: str, blocks: Array) -> Array:
     return scales * (scales >= _SCALE_MIN).astype(np.float32)
 
 
-def quantise(xp: ModuleType, blocks: Array, scales: Array) -> Array:
-    """Return the codes, int8, of the shape of `blocks`: v / scale rounded to nearest, ties to even."""
+def quantise(xp: ModuleType, codec: str, blocks: Array, scales: Array, noise: Array | None = None) -> Array:
+    """Return the codes, int8, of the shape of `blocks`: v / scale rounded to nearest, ties to even.
+
+    With noise, uniform in ±1/2 and of the same shape, it is v / scale + noise, whose rounding is v / scale on average.
+    """
     kept = (scales >= _SCALE_MIN).astype(np.float32)
     inverse = kept / xp.maximum(scales, _SCALE_MIN)
-    return xp.rint(blocks * inverse[..., None]).astype(np.int8)
+    if noise is None:
+        return xp.rint(blocks * inverse[..., None]).astype(np.int8)
+    levels = np.float32(LEVELS[codec])
+    return xp.clip(xp.rint(blocks * inverse[..., None] + noise), -levels, levels).astype(np.int8)
 
 
 def dequantise(codes: Array, scales: Array) -> Array:
@@ -111,13 +118,14 @@ def dequantise(codes: Array, scales: Array) -> Array:
     return codes.astype(np.float32) * scales[..., None]
 
 
-def code(xp: ModuleType, codec: str, vector: Array) -> Coded:
+def code(xp: ModuleType, codec: str, vector: Array, noise: Array | None = None) -> Coded:
     """Return the coded form of a vector; under numpy a vector that is not finite is refused.
 
     Args:
         xp: numpy or jax.numpy.
         codec: One of CODECS.
         vector: Shape (size,), float32; not kept under int8 and int4, shared with the result under f32.
+        noise: As for `quantise`, of the shape of the vector; f32 needs none.
 
     Raises:
         LocalError: no such codec, or (numpy only) a value that is not finite: our own weights are broken.
@@ -131,19 +139,24 @@ def code(xp: ModuleType, codec: str, vector: Array) -> Coded:
         raise LocalError(f"expected one of the codecs {', '.join(CODECS)}, got {codec!r}")
     padding = -size % BLOCK
     if padding:
-        vector = xp.concatenate([vector, xp.zeros(padding, dtype=np.float32)])
+        nothing = xp.zeros(padding, dtype=np.float32)
+        vector = xp.concatenate([vector, nothing])
+        noise = None if noise is None else xp.concatenate([noise, nothing])
     blocks = vector.reshape(-1, BLOCK)
+    noises = None if noise is None else noise.reshape(-1, BLOCK)
     if xp is not np:
         scales = block_scales(xp, codec, blocks)
-        return Coded(codec, quantise(xp, blocks, scales), scales, size)
+        return Coded(codec, quantise(xp, codec, blocks, scales, noises), scales, size)
     count = blocks.shape[0]
     if count <= _CHUNK_BLOCKS:
-        return Coded(codec, *_coded_blocks(codec, blocks), size)
+        return Coded(codec, *_coded_blocks(codec, blocks, noises), size)
     codes = np.empty((count, BLOCK), np.int8)
     scales = np.empty(count, np.float32)
     for start in range(0, count, _CHUNK_BLOCKS):
         chunk = slice(start, start + _CHUNK_BLOCKS)
-        codes[chunk], scales[chunk] = _coded_blocks(codec, blocks[chunk])
+        codes[chunk], scales[chunk] = _coded_blocks(
+            codec, blocks[chunk], None if noises is None else noises[chunk]
+        )
     return Coded(codec, codes, scales, size)
 
 
@@ -246,7 +259,9 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def _coded_blocks(codec: str, blocks: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+def _coded_blocks(
+    codec: str, blocks: FloatArray, noise: FloatArray | None
+) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Return codes and scales by numpy, the very numbers of `quantise` and `block_scales`."""
     work = np.abs(blocks)
     # The largest of each block by its place: four times as fast as max(axis=-1), and NaN wins here, too.
@@ -254,13 +269,13 @@ def _coded_blocks(codec: str, blocks: FloatArray) -> tuple[npt.NDArray[np.int8],
     scales: FloatArray = largest * _SHARE[codec]
     # Usually no block needs the mask for zeros, and all is finite (NaN fails both comparisons): then half the calls
     # do, and at a thousand values calls are what costs.
-    if scales.min() >= _SCALE_MIN and scales.max() <= _SCALE_MAX[codec]:
+    if noise is None and scales.min() >= _SCALE_MIN and scales.max() <= _SCALE_MAX[codec]:
         np.multiply(blocks, np.reciprocal(scales)[:, None], out=work)
         return np.rint(work, out=work).astype(np.int8), scales
     scales = block_scales(np, codec, blocks)
     if not np.isfinite(scales).all():
         raise LocalError("a vector to be encoded holds a value that is not finite")
-    return quantise(np, blocks, scales), scales
+    return quantise(np, codec, blocks, scales, noise), scales
 
 
 def _codes_of_byte() -> npt.NDArray[np.uint16]:

@@ -1,10 +1,12 @@
 """Whether to accept a peer's weights, and how far to let them move us.
 
-Self-centred: all yardsticks are our own. Checked in this order (finiteness before, in `codec.unpack`):
+Self-centred: all yardsticks are our own: the history of one shard at one node, and `own`, our distance |x - A| from the
+reference. All arguments are Euclidean norms over the shard, not negative. Checked in this order (finiteness before, in
+`codec.unpack`):
 
 - norm: |x̂ - A| against our own distance from the reference;
 - distance: |x̂ - x| against what changes usually measure;
-  who is further is not followed, and answered all the same, so that it may come to us (`learner.Learner`);
+  who is further is not followed, and answered all the same, so that it may come to us (`gossip.learning.meeting`);
 - clip: the change is shortened to a small multiple of the same (ClippedGossip, He, Karimireddy and Jaggi 2022;
   instead of their sort over neighbours a running median, because our partners change at every contact).
 
@@ -19,9 +21,9 @@ agree on a direction get there (docs/security.md).
 
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from gossip.config import ExchangeConfig
-from gossip.errors import Reason
-from gossip.events import JobRefused
 
 Scalar: TypeAlias = Any  # a float, or float32 arrays of any one shape
 
@@ -60,7 +62,7 @@ _NORM_MAX = 1e18
 _INFINITY = float("inf")
 
 
-class _Floats:
+class Floats:
     """What the limits need of an array namespace, for one node's plain floats; numpy costs ten times as much."""
 
     maximum = staticmethod(max)
@@ -71,14 +73,16 @@ class _Floats:
         return yes if condition else no
 
 
-# --- limits: pure, over floats or over jax.numpy, so that a whole network on an accelerator judges alike ------
+def plain(xp: Any) -> Any:
+    """Return what the limits take for an array namespace: numbers that come with numpy are plain floats."""
+    return Floats if xp is np else xp
 
 
 def clip_limit(xp: Any, config: ExchangeConfig, *, count: Scalar, usual: Scalar, own: Scalar) -> Scalar:
     """Return the largest norm of a change that we accept.
 
     Args:
-        xp: jax.numpy; Gate gives plain floats and their own namespace.
+        xp: jax.numpy, or Floats; as `plain` has it. So that a whole network on an accelerator judges alike.
         config: Its factors.
         count, usual: The history: accepted changes so far, and what they usually measure.
         own: Our distance from the reference, |x - A|; without a history it is the yardstick: those who began where we
@@ -113,63 +117,16 @@ def change_limit(xp: Any, config: ExchangeConfig, *, size: int, own: Scalar, dec
 
 def remembered(xp: Any, *, count: Scalar, usual: Scalar, norm: Scalar) -> tuple[Scalar, Scalar]:
     """Return count and usual measure after one more accepted change of this norm."""
+    if xp is Floats:  # by hand: the calls would cost more than the arithmetic, at each half of each exchange
+        if norm <= 0:
+            return count, usual
+        count += 1
+        step = 1 + max(_RATE, 1 / count)
+        if usual <= 0:
+            return count, norm
+        return count, usual * step if norm > usual else usual / step
     # A change of nothing says nothing; it is what a node without a history and at the reference accepts.
     count = count + xp.where(norm > 0, 1.0, 0.0)
     step = 1 + xp.maximum(_RATE, 1 / xp.maximum(count, 1.0))
     followed = xp.where(norm > usual, usual * step, usual / step)
     return count, xp.where(norm > 0, xp.where(usual > 0, followed, norm), usual)
-
-
-class Gate:
-    """The history of one shard at one node. All arguments are Euclidean norms over the shard, not negative.
-
-    `own` is always our distance from the reference, |x - A|.
-    """
-
-    __slots__ = ("_config", "_size", "count", "usual")
-
-    def __init__(self, config: ExchangeConfig, size: int) -> None:
-        self._config = config
-        self._size = size
-        self.count = 0  # accepted changes so far
-        self.usual = 0.0  # what they measure
-
-    def clip_limit(self, own: float) -> float:
-        """Return the largest norm of a change that we accept."""
-        limit: float = clip_limit(_Floats, self._config, count=self.count, usual=self.usual, own=own)
-        return limit
-
-    def state(self, own: float, offered: float) -> JobRefused | None:
-        """Judge an offered state by its distance from the reference; None: accepted."""
-        limit = state_limit(_Floats, self._config, size=self._size, own=own)
-        if offered <= limit:
-            return None
-        return JobRefused(Reason.TOO_LARGE_NORM, f"norm {offered:.3g} of the delta exceeds {limit:.3g}")
-
-    def distance(self, own: float, distance: float) -> JobRefused | None:
-        """Judge an offered state by its distance from our own; None: accepted."""
-        limit = distance_limit(_Floats, self._config, count=self.count, usual=self.usual, own=own)
-        if distance <= limit:
-            return None
-        return JobRefused(Reason.TOO_DISTANT, f"distance {distance:.3g} exceeds {limit:.3g}")
-
-    def change(self, own: float, norm: float, declared: float) -> JobRefused | None:
-        """Judge the change that a responder sent back against the limit that we declared; None: accepted."""
-        limit = change_limit(_Floats, self._config, size=self._size, own=own, declared=declared)
-        if norm <= limit:
-            return None
-        return JobRefused(Reason.TOO_LARGE_NORM, f"change of norm {norm:.3g} exceeds our limit {limit:.3g}")
-
-    def accepted(self, norm: float) -> None:
-        """Remember the norm of an accepted change."""
-        # `remembered`, by hand: the calls would cost more than the arithmetic, at each half of each exchange.
-        if norm <= 0:
-            return
-        self.count += 1
-        step = 1 + max(_RATE, 1 / self.count)
-        if self.usual <= 0:
-            self.usual = norm
-        elif norm > self.usual:
-            self.usual *= step
-        else:
-            self.usual /= step

@@ -30,14 +30,18 @@ from gossip.events import (
     Rescued,
     Respond,
     Responded,
+    Taken,
     Train,
     Trained,
 )
-from gossip.learning import pair
+from gossip.learning import meeting
+from gossip.learning.aggregate import Comparison, norm
 from gossip.learning.codec import Coded, FloatArray, all_finite, pack, unpack, value
-from gossip.learning.gate import Gate
+from gossip.learning.meeting import Rules, Shard
 from gossip.learning.saved import Part, SavedModel, SnapshotError
 from gossip.learning.shards import shard_slices
+from gossip.learning.strategies import strategy
+from gossip.learning.strategies.interface import State
 from gossip.learning.task import Batch, RunInfo, vector_hash
 
 # Leaves of the optimiser's state; the trainer knows the tree they make.
@@ -70,14 +74,14 @@ class TrainOutput(Struct, frozen=True):
 
 
 class Learner:
-    """Weights, read-out, optimiser state and gates of one node.
+    """Weights, read-out, optimiser state, and what strategy and gate remember of one node.
 
     Args:
         run: The manifest; names the genesis by hash.
         genesis: Shared initial vector, float32, shape (values,); kept by reference (A of every exchange).
         exchange: Factors of the gate.
-        learning: Decay of the read-out.
-        node: Number of this node, 32 bits, for its JAX keys.
+        learning: Decay of the read-out, and the strategy.
+        node: Number of this node, 32 bits, for its JAX keys and for its rounding at random.
         batches: `seed -> endless iterator of training batches` (`task.batches("train", seed)`); opened at
             the first training job, and anew after `load`. None: this learner does not train.
         seed: Of the order of the training rows; the step at which they are opened is added.
@@ -120,13 +124,15 @@ class Learner:
         self._seed = seed
         slices = shard_slices(run.shard_sizes)
         # Views: writing to one writes to the whole.
-        self._shards = [self._x[part] for part in slices]
+        self._views = [self._x[part] for part in slices]
         self._readout_shards = [self._readout[part] for part in slices]
         # Rounds so far, and those that each shard's read-out has taken in.
         self._rounds = 0
         self._taken_in = [0] * len(slices)
         self._references = [genesis[part] for part in slices]
-        self._gates = [Gate(exchange, size) for size in run.shard_sizes]
+        self._rules = Rules(strategy=strategy(learning.strategy), gate=exchange)
+        self._shards = [meeting.new(np, self._rules, x) for x in self._views]
+        self._noise = np.random.default_rng((node, seed))
         # Where numpy keeps silent on overflow: huge finite values may have infinite norms, which the gate refuses.
         # A context that is there costs a tenth of np.errstate, which makes one for every job.
         self._quiet = Context()
@@ -150,6 +156,7 @@ class Learner:
             if job.steps != 0:
                 raise LocalError("training jobs go through train_input, Trainer.run and trained")
             self._rounds += 1
+            self._local()
             return Trained(steps=0, loss=float("nan"))
         if not isinstance(job, Offer | Respond | Finish | Adopt):
             raise LocalError(f"a learner does not do {type(job).__name__}")
@@ -161,7 +168,7 @@ class Learner:
         if isinstance(job, Offer):
             return self._offer(job)
         try:
-            coded = unpack(job.codec, job.payload, self._shards[job.shard].size)
+            coded = unpack(job.codec, job.payload, self._views[job.shard].size)
         except RemoteError as error:
             return JobRefused(error.reason, error.detail)
         if isinstance(job, Respond):
@@ -171,56 +178,78 @@ class Learner:
         return self._adopt(job, coded)
 
     def _offer(self, job: Offer) -> Offered:
-        x, reference = self._shards[job.shard], self._references[job.shard]
-        coded = pair.offer(np, x, reference, codec=job.codec)
-        # Of the decoded delta: within rounding of our own distance, and already at hand.
-        clip = self._gates[job.shard].clip_limit(pair.norm(np, value(coded)))
+        noise = None
+        if self._rules.strategy.dithered and job.codec != "f32":
+            noise = self._noise.random(self._views[job.shard].size, np.float32) - np.float32(0.5)
+        coded, clip = meeting.offer(
+            np,
+            self._rules,
+            self._shards[job.shard],
+            self._references[job.shard],
+            codec=job.codec,
+            noise=noise,
+        )
         return Offered(payload=pack(coded), clip=clip)
 
-    def _respond(self, job: Respond, offered: Coded) -> Responded | Rescued | JobRefused:
+    def _respond(self, job: Respond, offered: Coded) -> Responded | Rescued | Taken | JobRefused:
         if not job.clip >= 0:  # NaN too
             return JobRefused(Reason.MALFORMED, "the declared clip limit is not a number from zero up")
-        x, gate = self._shards[job.shard], self._gates[job.shard]
-        seen = pair.compare(np, x, self._references[job.shard], offered)
-        refusal = gate.state(seen.own, seen.offered)
-        if refusal is not None:
-            return refusal
-        too_far = gate.distance(seen.own, seen.distance)
-        # In a rescue not our own limit: who agrees closely with others allows so little that this one would stay away.
-        limit = min(job.clip, gate.clip_limit(seen.own)) if too_far is None else job.clip
-        c = pair.change(np, seen.difference, codec=job.codec, limit=limit)
-        if too_far is not None:
-            return Rescued(payload=pack(c.coded), distance=seen.distance, norm=c.norm, detail=too_far.detail)
-        self._take_in(job.shard)
-        x[:] = pair.towards(x, c.vector)
-        gate.accepted(c.norm)
+        held = self._shards[job.shard]
+        told = meeting.answer(np, self._rules, held, self._references[job.shard], offered, declared=job.clip)
+        seen, c = told.seen, told.c
+        if not told.sound:
+            return _too_large(seen, told.state_limit)
+        if not told.near:
+            too_far = f"distance {seen.distance:.3g} exceeds {told.distance_limit:.3g}"
+            if c is None:
+                return JobRefused(Reason.TOO_DISTANT, too_far)
+            return Rescued(payload=pack(c.coded), distance=seen.distance, norm=c.norm, detail=too_far)
+        assert c is not None
+        self._keep(job.shard, meeting.respond(np, self._rules, held, told)[0])
+        if not self._rules.strategy.answers:
+            return Taken(distance=seen.distance, norm=c.norm)
         return Responded(payload=pack(c.coded), distance=seen.distance, norm=c.norm)
 
     def _finish(self, job: Finish, coded: Coded) -> Finished | JobRefused:
-        x, gate = self._shards[job.shard], self._gates[job.shard]
+        if not self._rules.strategy.answers:
+            return JobRefused(Reason.UNEXPECTED, "what we offer is not answered with a change")
         c = value(coded)
-        size = pair.norm(np, c)
-        # Our own distance costs a pass, and only matters while there is no limit.
-        own = pair.norm(np, x - self._references[job.shard]) if job.clip == _INFINITY else 0.0
-        refusal = gate.change(own, size, job.clip)
-        if refusal is not None:
-            return refusal
-        self._take_in(job.shard)
-        x[:] = pair.away(x, c)
-        gate.accepted(size)
+        size = norm(np, c)
+        held, taken, limit = meeting.finish(
+            np,
+            self._rules,
+            self._shards[job.shard],
+            self._references[job.shard],
+            c,
+            size,
+            declared=job.clip,
+        )
+        if not taken:
+            return JobRefused(
+                Reason.TOO_LARGE_NORM, f"change of norm {size:.3g} exceeds our limit {limit:.3g}"
+            )
+        self._keep(job.shard, held)
         return Finished(norm=size)
 
     def _adopt(self, job: Adopt, coded: Coded) -> Adopted | JobRefused:
-        x, reference = self._shards[job.shard], self._references[job.shard]
-        seen = pair.compare(np, x, reference, coded)
-        refusal = self._gates[job.shard].state(seen.own, seen.offered)
-        if refusal is not None:
-            return refusal
-        x[:] = pair.adopt(reference, coded)
+        held, seen, limit = meeting.adopt(
+            np, self._rules, self._shards[job.shard], self._references[job.shard], coded
+        )
+        if held is None:
+            return _too_large(seen, limit)
+        self._keep(job.shard, held)
         # What we read out until now belongs to a model that we have left.
-        self._readout_shards[job.shard][:] = x
-        self._taken_in[job.shard] = self._rounds
+        self._readout_shards[job.shard][:] = self._views[job.shard]
         return Adopted(distance=seen.distance)
+
+    def _keep(self, shard: int, held: Shard) -> None:
+        """Take over what became of a shard; the read-out takes in what it was."""
+        self._take_in(shard)
+        (x, kept, noted), count, usual = held
+        view = self._views[shard]
+        if x is not view:
+            view[:] = x
+        self._shards[shard] = Shard(State(view, kept, noted), count, usual)
 
     # --- training ------------------------------------------------------------------------------------
 
@@ -267,8 +296,16 @@ class Learner:
         if sound:
             self._x += output.change
         self._optimiser = output.optimiser if sound else None
+        self._local()
         self.steps += output.steps
         return Trained(steps=output.steps, loss=output.loss, dropped=not sound)
+
+    def _local(self) -> None:
+        """What the strategy does once a round, after training."""
+        for shard, held in enumerate(self._shards):
+            after = self._rules.strategy.local(np, held.state)
+            if after is not held.state:
+                self._keep(shard, Shard(after, held.count, held.usual))
 
     def _take_in(self, shard: int) -> None:
         """Bring the read-out of a shard up to this round; has to come before its weights change.
@@ -279,7 +316,8 @@ class Learner:
         rounds = self._rounds - self._taken_in[shard]
         if rounds:
             self._taken_in[shard] = self._rounds
-            x, readout = self._shards[shard], self._readout_shards[shard]
+            x = self._rules.strategy.readout(np, self._shards[shard].state)
+            readout = self._readout_shards[shard]
             # y <- decay y + (1 - decay) x, as often as there were rounds, in one: x has been the same in all of
             # them. Written as y <- x + decay (y - x), which is exact where y = x.
             readout -= x
@@ -310,12 +348,12 @@ class Learner:
         self._take_in_all()
         parts = {
             f"{SHARD}{shard}": Part(self.run_info.schema, (x.copy(), readout.copy()))
-            for shard, (x, readout) in enumerate(zip(self._shards, self._readout_shards, strict=True))
+            for shard, (x, readout) in enumerate(zip(self._views, self._readout_shards, strict=True))
         }
         if self._optimiser is not None:
             # Not copied: a job leaves new arrays behind, and the old ones as they were.
             parts[OPTIMISER] = Part(self._optimiser_id, self._optimiser)
-        gates = tuple((gate.count, gate.usual) for gate in self._gates)
+        gates = tuple((held.count, held.usual) for held in self._shards)
         return SavedModel(self.run_info.id, self.steps, gates, parts)
 
     def load(self, model: SavedModel) -> bool:
@@ -342,24 +380,31 @@ class Learner:
                 f"the snapshot belongs to run {model.run.hex()[:12]}, expected {self.run_info.id.hex()[:12]}:"
                 " network, task version, genesis seed or shard size differ"
             )
-        if len(model.gates) != len(self._gates):
-            raise SnapshotError(f"the snapshot has {len(model.gates)} shards, expected {len(self._gates)}")
+        if len(model.gates) != len(self._shards):
+            raise SnapshotError(f"the snapshot has {len(model.gates)} shards, expected {len(self._shards)}")
         kept = [model.parts.get(f"{SHARD}{shard}") for shard in range(len(self._shards))]
         arrays = [part.arrays if part is not None else () for part in kept]
-        for shard, (found, x) in enumerate(zip(arrays, self._shards, strict=True)):
+        for shard, (found, x) in enumerate(zip(arrays, self._views, strict=True)):
             if [(array.dtype, array.shape) for array in found] != [(x.dtype, x.shape)] * 2:
                 raise SnapshotError(
                     f"shard {shard} of the snapshot is absent or does not have the shape of this model"
                 )
-        for found, x, readout in zip(arrays, self._shards, self._readout_shards, strict=True):
+        for found, x, readout in zip(arrays, self._views, self._readout_shards, strict=True):
             x[:], readout[:] = found
         state = model.parts.get(OPTIMISER)
         ours = state is not None and state.meaning == self._optimiser_id
         self._optimiser = state.arrays if state is not None and ours else None
         self.steps = model.steps
-        for gate, (count, usual) in zip(self._gates, model.gates, strict=True):
-            gate.count, gate.usual = count, usual
-        self._taken_in = [self._rounds] * len(self._gates)
+        # Of the strategy nothing is kept but the weights: what had come and was not averaged is as good as lost.
+        self._shards = [
+            meeting.new(np, self._rules, x)._replace(count=count, usual=usual)
+            for x, (count, usual) in zip(self._views, model.gates, strict=True)
+        ]
+        self._taken_in = [self._rounds] * len(self._shards)
         self._batches = None
         # Where there are no arrays, there is nothing to leave behind.
         return ours or state is None or not state.arrays
+
+
+def _too_large(seen: Comparison, limit: float) -> JobRefused:
+    return JobRefused(Reason.TOO_LARGE_NORM, f"norm {seen.offered:.3g} of the delta exceeds {limit:.3g}")

@@ -19,14 +19,12 @@ from gossip.config import LearningConfig, RunConfig
 from gossip.errors import LocalError
 from gossip.learning.codec import BLOCK
 from gossip.learning.shards import shard_sizes
+from gossip.learning.strategies import VERSIONS
 from gossip.run import manifest
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Batch: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Split: TypeAlias = Literal["train", "test"]
-
-# Name and version of the exchange rules: peers with other arithmetic must not average with us.
-STRATEGY = "shard-pair/1"
 
 _SCHEMA_DOMAIN = "p2pnode/schema/v1"
 
@@ -155,7 +153,7 @@ def run_info(
         task: Gives name, version, columns and scaling only.
         schema: Of the task's parameters (Trainer.schema).
         genesis: Shared vector of the initial parameters, float32, shape (schema.values,).
-        learning: Of it, what peers must agree on: shard size and genesis seed.
+        learning: Of it, what peers must agree on: strategy, shard size and genesis seed.
         run: What people agree on.
 
     Raises:
@@ -176,7 +174,7 @@ def run_info(
             scaling=getattr(task, "scaling", None),
             schema=manifest.shape(schema.id, [str(leaf) for leaf in schema.leaves]),
             shard_values=learning.shard_values_max,
-            strategy=STRATEGY,
+            strategy=VERSIONS[learning.strategy],
             task=task_name(task),
         )
     )

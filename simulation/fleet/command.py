@@ -16,7 +16,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from gossip.config import CODECS
+from gossip.config import CODECS, STRATEGIES
 from simulation.fleet.settings import NODES_MAX, ROUNDS_MAX, Attack, FleetReport, FleetSettings, Point, check
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def _setting(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
 )
 @_setting("local_steps", _COUNT, "Optimiser steps of one training job.")
 @_setting("codec", click.Choice(CODECS), "Of both legs.")
+@_setting("strategy", click.Choice(STRATEGIES), "How models meet.")
 @click.option("--gate/--no-gate", default=None, help="Default: a gate where there are attackers.")
 @_setting("loss", _SHARE, "Of one leg of an exchange.")
 @_setting("late", _SHARE, "Offers that are stale when they arrive.")

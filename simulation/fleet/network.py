@@ -6,7 +6,7 @@ answers one; in the world it answers one on average, and 0 to 3 or 4 in fact. Wi
 perfect matching (docs/learning.md): the first leaves (n-2) / (2(n-1)) of V, the second (n-4) / (2(n-2)), a
 round 1/4. The world's regular rounds leave 1 / (2 sqrt(e)) = 0.30 (Jelasity, Montresor and Babaoglu 2005).
 
-What one pair does is `gossip.learning.pair`, `codec` and `gate`, the very lines of the daemon, over jax.numpy.
+What one pair does is `gossip.learning.meeting`, the very lines of the daemon, over jax.numpy.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -14,11 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from msgspec import Struct
 
 from gossip.config import ExchangeConfig
-from gossip.learning import gate, pair
-from gossip.learning.codec import value
+from gossip.learning import gate, meeting
+from gossip.learning.meeting import Rules, Shard
 from simulation.fleet.settings import Attack
 
 # How a state is told wrongly: so many times the distance from the reference. As `flip` and `nan` it is the lie of one
@@ -33,90 +32,78 @@ _ALIE_DEVIATIONS = 1.5
 _IPM_FACTOR = -0.5
 _SHIFT = 3.0
 
+Key: TypeAlias = jax.Array
 Leaves: TypeAlias = tuple[jax.Array, ...]
-
-
-class Rules(Struct, frozen=True, kw_only=True):
-    """How a pair exchanges; compiled in, so that what is left out costs nothing."""
-
-    codec: str
-    config: ExchangeConfig | None  # factors of the gate; None: all is accepted, nothing is clipped
 
 
 class End(NamedTuple):
     """One end of an exchange."""
 
-    x: jax.Array  # (values,) float32: its weights
-    shown: jax.Array  # (values,): what the other end is told they are; x unless late or a lie
-    met: jax.Array  # () float32: history of its gate
-    usual: jax.Array  # () float32
+    shard: Shard
+    shown: jax.Array  # (values,): what the other end is told its weights are; its own unless late or a lie
 
 
 class Outcome(NamedTuple):
-    """What an exchange leaves: the ends after it, without `shown`."""
+    """What an exchange leaves."""
 
-    x: tuple[jax.Array, jax.Array]  # of initiator and responder
-    met: tuple[jax.Array, jax.Array]
-    usual: tuple[jax.Array, jax.Array]
+    ends: tuple[Shard, Shard]  # initiator and responder
     answered: jax.Array  # () bool: the responder applied its half
-    finished: jax.Array  # () bool: the initiator; in a rescue it alone
+    finished: jax.Array  # () bool: the initiator; in a rescue it alone. Of a push: it knows that it was taken
     refused: jax.Array  # () bool: a gate said no
 
 
 def exchange(
-    rules: Rules, reference: jax.Array, i: End, j: End, asks: jax.Array, replies: jax.Array
+    rules: Rules,
+    codec: str,
+    reference: jax.Array,
+    i: End,
+    j: End,
+    asks: jax.Array,
+    replies: jax.Array,
+    key: Key | None,
 ) -> Outcome:
     """One exchange of a whole model; `vmap` it over pairs.
 
     Args:
-        rules: Of all pairs.
+        rules, codec: Of all pairs.
         reference: A, shape (values,).
         i, j: Initiator and responder.
         asks: () bool: there is an offer, and it arrives.
         replies: () bool: the answer would arrive.
+        key: Of the rounding, where the strategy rounds at random.
     """
-    coded = pair.offer(jnp, i.shown, reference, codec=rules.codec)
-    seen = pair.compare(jnp, j.shown, reference, coded)
-    size = reference.shape[0]
-    if rules.config is None:
-        c = pair.change(jnp, seen.difference, codec=rules.codec, limit=pair.INFINITY)
-        answered, finished = asks, asks & replies
-        return Outcome(
-            x=(
-                jnp.where(finished, pair.away(i.x, c.vector), i.x),
-                jnp.where(answered, pair.towards(j.x, c.vector), j.x),
-            ),
-            met=(i.met, j.met),
-            usual=(i.usual, j.usual),
-            answered=answered,
-            finished=finished,
-            refused=jnp.zeros_like(asks),
+    noise = None
+    if rules.strategy.dithered and codec != "f32":
+        assert key is not None
+        noise = jax.random.uniform(key, reference.shape, minval=-0.5, maxval=0.5)
+    coded, declared = meeting.offer(jnp, rules, _showing(i), reference, codec=codec, noise=noise)
+    told = meeting.answer(jnp, rules, _showing(j), reference, coded, declared=declared)
+    assert told.c is not None
+    j_after, answered = meeting.respond(jnp, rules, j.shard, told, asked=asks)
+    came = replies & asks & told.sound
+    if rules.strategy.answers:
+        i_after, taken, _ = meeting.finish(
+            jnp, rules, i.shard, reference, told.c.vector, told.c.norm, declared=declared, came=came
         )
-    config = rules.config
-    declared = gate.clip_limit(jnp, config, count=i.met, usual=i.usual, own=pair.norm(jnp, value(coded)))
-    sound = seen.offered <= gate.state_limit(jnp, config, size=size, own=seen.own)
-    # As the learner: who is too far to be followed is answered all the same, as it allows itself (a rescue).
-    near = seen.distance <= gate.distance_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own)
-    ours = gate.clip_limit(jnp, config, count=j.met, usual=j.usual, own=seen.own)
-    limit = jnp.where(near, jnp.minimum(declared, ours), declared)
-    c = pair.change(jnp, seen.difference, codec=rules.codec, limit=limit)
-    own = pair.norm(jnp, i.x - reference)
-    taken = c.norm <= gate.change_limit(jnp, config, size=size, own=own, declared=declared)
-    answered = asks & sound & near
-    finished = asks & sound & replies & taken
-    i_count, i_usual = gate.remembered(jnp, count=i.met, usual=i.usual, norm=c.norm)
-    j_count, j_usual = gate.remembered(jnp, count=j.met, usual=j.usual, norm=c.norm)
-    return Outcome(
-        x=(
-            jnp.where(finished, pair.away(i.x, c.vector), i.x),
-            jnp.where(answered, pair.towards(j.x, c.vector), j.x),
-        ),
-        met=(jnp.where(finished, i_count, i.met), jnp.where(answered, j_count, j.met)),
-        usual=(jnp.where(finished, i_usual, i.usual), jnp.where(answered, j_usual, j.usual)),
-        answered=answered,
-        finished=finished,
-        refused=asks & (~sound | ~near | (replies & ~taken)),
-    )
+        finished = came & taken
+    else:
+        i_after, taken, finished = i.shard, True, answered & replies
+    refused = jnp.zeros_like(asks)
+    if rules.gate is not None:
+        refused = asks & (~(told.sound & told.near) | (replies & ~jnp.asarray(taken)))
+    return Outcome((i_after, j_after), answered, finished, refused)
+
+
+def _showing(end: End) -> Shard:
+    return end.shard._replace(state=end.shard.state._replace(x=end.shown))
+
+
+def adoptable(x: Leaves, *, genesis: Leaves, config: ExchangeConfig) -> jax.Array:
+    """Which of these states, leaves of (lanes, size), a newcomer takes over: it stands at genesis, and has a gate."""
+    squares = (jnp.sum(jnp.square(leaf - base[None]), axis=1) for leaf, base in zip(x, genesis, strict=True))
+    limit = gate.state_limit(jnp, config, size=sum(base.shape[0] for base in genesis), own=0.0)
+    within: jax.Array = jnp.sqrt(sum(squares, jnp.float32(0))) <= limit
+    return within
 
 
 class Crowd(NamedTuple):

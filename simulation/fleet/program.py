@@ -2,7 +2,7 @@
 
 The second engine of the simulator. The world runs the whole protocol of some hundred nodes; here there is no message,
 no signature, no clock: a round trains every node and deals all of them into pairs twice (`network`). What a
-node computes is the same in both: `Trainer.train_one`, `pair`, `codec` and `gate`.
+node computes is the same in both: `Trainer.train_one`, `meeting` with its strategy and gate, and `codec`.
 
 Layout. A node is a row. Weights are one array (2 * slots, values), read-outs another. A small fleet is one chunk, whose
 rows stay where they are. In a larger one a round reads the rows of one half in random order and writes the other half
@@ -32,16 +32,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gossip.config import CODECS, LearningConfig
 from gossip.errors import LocalError
-from gossip.learning import gate
+from gossip.learning.meeting import Rules, Shard
+from gossip.learning.strategies import strategy
+from gossip.learning.strategies.interface import State
 from gossip.learning.trainer import Trainer, train_alone
 from simulation.fleet.data import Rows, batch_size, batches, divided, made_task
 from simulation.fleet.layout import shape
+from simulation.fleet.measuring import AXIS, Measured, consensus, measured, total
 from simulation.fleet.network import (
     Crowd,
     End,
     Leaves,
     Outcome,
-    Rules,
+    adoptable,
     crowd,
     deal,
     exchange,
@@ -62,10 +65,8 @@ _EVALUATED_AT_ONCE = 128
 # Nodes measured at the end; of more, a sample of so many, drawn by the dealing.
 MEASURED_MAX = 65536
 
-_AXIS = "nodes"
-_SHARED_OUT = PartitionSpec(_AXIS)  # type: ignore[no-untyped-call]  # a part for each device
+_SHARED_OUT = PartitionSpec(AXIS)  # type: ignore[no-untyped-call]  # a part for each device
 _EVERYWHERE = PartitionSpec()  # type: ignore[no-untyped-call]  # the same on all devices
-_QUANTILES = (0.1, 0.5, 0.9)
 # Instead of the number of newcomers that a node has asked: it is none itself any more.
 _BEGUN = np.int32(2**30)
 
@@ -77,14 +78,16 @@ _Leaves: TypeAlias = Leaves
 class _State(NamedTuple):
     """One device's share: m slots, of which some may be empty."""
 
-    # Leaves of the weights, of the read-out, and of the optimiser's state, in this order; each (2 m, ...), and odd
-    # rounds begin in the second half. With one chunk (m, ...): there is nothing left to read when it is written.
+    # Leaves of the weights, of what the strategy keeps besides, of the read-out, and of the optimiser's state, in this
+    # order; each (2 m, ...), and odd rounds begin in the second half. With one chunk (m, ...): there is nothing left to
+    # read when it is written.
     slabs: tuple[jax.Array, ...]
     node: jax.Array  # (m,) int32: whom the slot holds; from `nodes` up: nobody
     jobs: jax.Array  # (m,) uint32: training jobs that it has done
     up: jax.Array  # (m,) bool
     met: jax.Array  # (m,) float32: history of its gate
     usual: jax.Array  # (m,) float32
+    noted: tuple[jax.Array, ...]  # numbers of the strategy, each (m,) float32
     # With a pace of its own: rounds until it is due; newcomers that it has asked, -1 before its start, _BEGUN at last.
     wait: jax.Array  # (m,) float32
     asked: jax.Array  # (m,) int32
@@ -93,13 +96,14 @@ class _State(NamedTuple):
 class _Ends(NamedTuple):
     """The nodes at one end of a wave of exchanges, in the order of their pairs; each (lanes, ...)."""
 
-    x: _Leaves
-    before: _Leaves  # what a late offer tells
+    held: _Leaves  # weights, and what the strategy keeps besides
+    before: _Leaves  # the weights that a late offer tells
     active: jax.Array
     present: jax.Array
     node: jax.Array
     met: jax.Array
     usual: jax.Array
+    noted: tuple[jax.Array, ...]
     asked: jax.Array
     need: jax.Array
     answered: jax.Array
@@ -116,14 +120,6 @@ class _Counts(NamedTuple):
 
 # What `Fleet.advance` counts.
 COUNTS = _Counts._fields
-
-
-class _Measured(NamedTuple):
-    accuracy: jax.Array  # () mean
-    worst: jax.Array
-    quantiles: jax.Array
-    consensus: jax.Array
-    nodes: jax.Array  # () int32: how many
 
 
 class Fleet:
@@ -146,7 +142,7 @@ class Fleet:
         seeds = Seeds(settings.seed)
         chosen = list(devices) if devices is not None else jax.devices()[:1]
         self.devices = len(chosen)
-        self._mesh = Mesh(np.array(chosen), (_AXIS,))
+        self._mesh = Mesh(np.array(chosen), (AXIS,))
         self._lanes, self._chunks, self._run_rows = shape(settings, self.devices, chosen[0].platform)
         self._slots = 2 * self._lanes * self._chunks  # of one device
         self._halves = 1 if self._chunks == 1 else 2
@@ -160,7 +156,10 @@ class Fleet:
         self._genesis: _Leaves = self._put(tuple(np.split(self._trainer.genesis, self._ends)), _EVERYWHERE)
         self._batch = batch_size(self._task, settings)
         gated = settings.gate if settings.gate is not None else settings.attackers > 0
-        self._rules = Rules(codec=settings.codec, config=settings.exchange if gated else None)
+        self._strategy = strategy(settings.strategy)
+        self._rules = Rules(strategy=self._strategy, gate=settings.exchange if gated else None)
+        # Slabs of the strategy's state: its weights, and what it keeps besides.
+        self._held = len(self._shapes) * (1 + len(self._strategy.init(np, np.zeros(1, np.float32)).kept))
         self._key = seeds.integer("fleet") % 2**32
         self._shuffle_seed = seeds.integer("batches") % 2**32
         self._bad = round(settings.attackers * settings.nodes)
@@ -213,7 +212,7 @@ class Fleet:
         found = jax.device_get(found)
         return self._point(found), int(found.nodes)
 
-    def _point(self, found: _Measured) -> Point:
+    def _point(self, found: Measured) -> Point:
         return Point(
             round=self.round,
             mean=float(found.accuracy),
@@ -257,7 +256,11 @@ class Fleet:
             )
             slabs.append(slab.reshape(-1, *leaf.shape[1:]))
         placed = self._put(tuple(slabs), _SHARED_OUT)
-        self._state = self._state._replace(slabs=(*placed, *self._state.slabs[len(placed) :]))
+        blank = [jnp.zeros_like(slab) for slab in self._state.slabs[len(placed) : self._held]]
+        noted = tuple(jnp.zeros_like(numbers) for numbers in self._state.noted)
+        self._state = self._state._replace(
+            slabs=(*placed, *blank, *self._state.slabs[self._held :]), noted=noted
+        )
 
     # --- the beginning -----------------------------------------------------------------------------------
 
@@ -292,17 +295,20 @@ class Fleet:
         m = self._slots
         rows = self._halves * m
         blank = [jnp.zeros((rows, *leaf.shape), leaf.dtype) for leaf in self._trainer.blank_state]
-        everywhere = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in genesis]
-        device = jax.lax.axis_index(_AXIS).astype(jnp.int32)
+        states = [self._strategy.init(jnp, leaf) for leaf in genesis]
+        everywhere = [jnp.broadcast_to(leaf, (rows, *leaf.shape)) for leaf in _leaves_of(states)]
+        readout = everywhere[: len(genesis)]
+        device = jax.lax.axis_index(AXIS).astype(jnp.int32)
         # In any order, because a sample are the first slots, and attackers and stragglers go by number.
         node = m * device + shuffled(jax.random.fold_in(jax.random.key(self._key ^ 1), device), m)
         return _State(
-            slabs=(*everywhere, *everywhere, *blank),
+            slabs=(*everywhere, *readout, *blank),
             node=node,
             jobs=jnp.zeros(m, jnp.uint32),
             up=jnp.ones(m, bool),
             met=jnp.zeros(m, jnp.float32),
             usual=jnp.zeros(m, jnp.float32),
+            noted=tuple(jnp.broadcast_to(number, (m,)) for number in states[0].noted),
             wait=first_wait(self._pace, self._key, node) if self._pace else jnp.zeros(m, jnp.float32),
             asked=jnp.full(m, -1 if self._pace else 0, jnp.int32),
         )
@@ -311,7 +317,7 @@ class Fleet:
 
     def _run(
         self, state: _State, rows: Rows, genesis: _Leaves, first: jax.Array, count: jax.Array
-    ) -> tuple[_State, _Counts, _Measured]:
+    ) -> tuple[_State, _Counts, Measured]:
         """`count` rounds, or ticks, from number `first` on, and a look at a sample."""
 
         def body(number: jax.Array, carry: tuple[_State, _Counts]) -> tuple[_State, _Counts]:
@@ -321,7 +327,7 @@ class Fleet:
 
         none = _Counts(*[jnp.int32(0)] * 4)
         state, counts = jax.lax.fori_loop(first, first + count, body, (state, none))
-        counts = _total(counts)
+        counts = total(counts)
         return (
             state,
             counts,
@@ -334,7 +340,7 @@ class Fleet:
         """Everybody trains, asks one and answers one; with a pace this is a tick: only who is due trains and asks."""
         m, width = self._slots, 2 * self._lanes
         key = jax.random.fold_in(jax.random.key(self._key), number)
-        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(_AXIS)), 4)
+        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(AXIS)), 4)
         source = self._half(number)
         target = self._slots * ((number + 1) % self._halves)
         if self.devices > 1:
@@ -351,9 +357,9 @@ class Fleet:
             now = number / self._ticks
             there = self._present(state.node, state.up) & (starts(self._pace, self._key, state.node) <= now)
             order = present_first(order, there, run=self._run_rows)
-            others = _total(jnp.sum(there)) - 1
+            others = total(jnp.sum(there)) - 1
             need = jnp.where(there, enough(self._pace, self._key, state.node, now=now, others=others), -1)
-        small: tuple[jax.Array, ...] = (*state[1:], need)
+        small = (*state[1:], need)
         if self._chunks == 1:
             # All fit into a cache: who meets need not lie together.
             dealt, kept, small, counts = self._chunk(keys[3], state.slabs, small, rows, genesis, order[0])
@@ -364,7 +370,7 @@ class Fleet:
             jnp.arange(self._chunks, dtype=jnp.int32),
             jax.random.split(keys[3], self._chunks),
             order,
-            tuple(array[order] for array in small),
+            jax.tree_util.tree_map(lambda array: array[order], small),
         )
 
         def chunk(slabs: tuple[jax.Array, ...], item: Any) -> Any:
@@ -372,17 +378,16 @@ class Fleet:
             moved = tuple(take(slab, source + slots) for slab in slabs)
             halves, others, small, counts = self._chunk(key, moved, small, rows, genesis)
             start = target + k * width
-            n = len(self._shapes)
             written = [
                 write(write(slab, a, start), b, start + self._lanes)
-                for slab, a, b in zip(slabs[:n], *halves, strict=True)
+                for slab, a, b in zip(slabs[: self._held], *halves, strict=True)
             ]
-            kept = [write(slab, new, start) for slab, new in zip(slabs[n:], others, strict=True)]
+            kept = [write(slab, new, start) for slab, new in zip(slabs[self._held :], others, strict=True)]
             slabs = (*written, *kept)
             return slabs, (small, counts)
 
         slabs, (small, counts) = jax.lax.scan(chunk, state.slabs, items)
-        return _State(slabs, *(array.reshape(m) for array in small)), _Counts(
+        return _State(slabs, *jax.tree_util.tree_map(lambda array: array.reshape(m), small)), _Counts(
             *(jnp.sum(count) for count in counts)
         )
 
@@ -403,19 +408,28 @@ class Fleet:
             order: The order in which they were dealt, (width,); None: they lie in it.
 
         Returns:
-            Weights of both halves as they were dealt, (lanes, ...): joined, they would cost a pass of their own; then
-            the other slabs and `small` as they came, and counts.
+            Weights, and what the strategy keeps besides, of both halves as they were dealt, (lanes, ...): joined, they
+            would cost a pass of their own; then the other slabs and `small` as they came, and counts.
         """
         settings, lanes = self.settings, self._lanes
         k_busy, k_first, k_second, k_turn = jax.random.split(key, 4)
         n = len(self._shapes)
-        x, readout, optimiser = slabs[:n], slabs[n : 2 * n], slabs[2 * n :]
-        node, jobs, up, met, usual, wait, asked, need = small
+        held, readout, optimiser = slabs[: self._held], slabs[self._held :][:n], slabs[self._held + n :]
+        x = held[:n]
+        node, jobs, up, met, usual, noted, wait, asked, need = small
         asking, active, trains = self._active(k_busy, node, up, jobs, wait, asked)  # (width,) each
         trained, optimiser = self._trained(x, optimiser, trains, node, jobs, rows)
         # As the learner: the read-out sees the weights as the exchanges left them, not as training makes them.
         decay = np.float32(settings.readout_decay)
-        readout = tuple(chosen(active, x + decay * (y - x), y) for x, y in zip(x, readout, strict=True))
+        states = self._states(held, noted)
+        used = [jax.vmap(partial(self._strategy.readout, jnp))(state) for state in states]
+        readout = tuple(chosen(active, x + decay * (y - x), y) for x, y in zip(used, readout, strict=True))
+        local = jax.vmap(partial(self._strategy.local, jnp))
+        after = [local(state._replace(x=leaf)) for state, leaf in zip(states, trained, strict=True)]
+        trained = _leaves_of(after)
+        if self._held > n:  # weights alone stay those who were not trained
+            trained = tuple(chosen(active, *both) for both in zip(trained, held, strict=True))
+            noted = tuple(chosen(active, *both) for both in zip(after[0].noted, noted, strict=True))
         # XLA would repeat the last step of training in each of the four places that read its result.
         trained = jax.lax.optimization_barrier(trained)  # type: ignore[no-untyped-call]
         present = self._present(node, up)
@@ -426,13 +440,13 @@ class Fleet:
             def those(array: jax.Array) -> jax.Array:
                 return array[part] if order is None else take(array, order[part])
 
-            now, before = (tuple(those(leaf) for leaf in leaves) for leaves in (trained, x))
-            rest = (asking, present, node, met, usual, asked, need, asking)
-            return _Ends(now, before, *(those(array) for array in rest))
+            whole = _Ends(trained, x, asking, present, node, met, usual, noted, asked, need, answered=asking)
+            some: _Ends = jax.tree_util.tree_map(those, whole)
+            return some
 
         asks, answers = ends(slice(0, lanes)), ends(slice(lanes, 2 * lanes))
         # Attackers know those with whom they lie in one chunk.
-        known = crowd(trained, present & (node >= self._bad)) if self._lying else None
+        known = crowd(trained[:n], present & (node >= self._bad)) if self._lying else None
         a, b, first = self._wave(k_first, asks, answers, genesis, known)
         # The second wave: somebody else's partner of the first asks, so nobody meets the same one twice. Where rows
         # come one by one the next one's is as good as any other; in runs, neighbours know the same.
@@ -442,7 +456,7 @@ class Fleet:
         if self._run_rows > 1:
             turn = jax.random.randint(k_turn, (), 1, jnp.maximum(among, 2), jnp.int32)
         there, back = (turned(lanes, by, among=among) for by in (turn, among - turn))
-        b = jax.tree_util.tree_map(lambda array: take(array, there), b._replace(before=answers.x))
+        b = jax.tree_util.tree_map(lambda array: take(array, there), b._replace(before=answers.held[:n]))
         b, a, second = self._wave(k_second, b, a, genesis, known)
         b = jax.tree_util.tree_map(lambda array: take(array, back), b)
         counts = _Counts(
@@ -458,15 +472,16 @@ class Fleet:
             joined(both)
             for both in ((a.met, b.met), (a.usual, b.usual), (a.asked, b.asked), (a.answered, b.answered))
         )
+        noted = tuple(joined(both) for both in zip(a.noted, b.noted, strict=True))
         if self._pace:
             took = self._took(k_busy, node, trains=trains, answered=answered)
             wait = jnp.where(asking, wait + took, wait) - 1 / self._ticks
             # What was read out until now belongs to a model that was left.
             begins = (now_asked == _BEGUN) & (asked != _BEGUN)
-            x = tuple(joined(both) for both in zip(a.x, b.x, strict=True))
+            x = tuple(joined(both) for both in zip(a.held[:n], b.held[:n], strict=True))
             readout = tuple(chosen(begins, x, y) for x, y in zip(x, readout, strict=True))
-        small = (node, jobs + trains.astype(jnp.uint32), up, met, usual, wait, now_asked)
-        return (a.x, b.x), (*readout, *optimiser), small, counts
+        small = (node, jobs + trains.astype(jnp.uint32), up, met, usual, noted, wait, now_asked)
+        return (a.held, b.held), (*readout, *optimiser), small, counts
 
     def _trained(
         self, x: _Leaves, optimiser: _Leaves, active: jax.Array, node: jax.Array, jobs: jax.Array, rows: Rows
@@ -511,10 +526,11 @@ class Fleet:
         """Each of i asks its partner of j; return both as they are then, and what _Counts counts from `finished` on."""
         settings, lanes = self.settings, self._lanes
         k_late, k_legs = jax.random.split(key)
-        shown_i, shown_j = i.x, j.x
+        n = len(self._shapes)
+        shown_i, shown_j = i.held[:n], j.held[:n]
         if settings.late:
             late = jax.random.uniform(k_late, (lanes,)) < settings.late
-            shown_i = tuple(chosen(late, *pair) for pair in zip(i.before, i.x, strict=True))
+            shown_i = tuple(chosen(late, *pair) for pair in zip(i.before, shown_i, strict=True))
         if known is not None:
             k_i, k_j = jax.random.split(jax.random.fold_in(key, 2))
             shown_i = self._lies(k_i, i.node, shown_i, genesis, known)
@@ -532,51 +548,68 @@ class Fleet:
             asks &= ~met_newcomer
         # One vector for the whole model where blocks or norms run over all of it; else one for each leaf, which is the
         # same arithmetic without the copies.
-        whole = self._rules.codec != "f32" or self._rules.config is not None
-        parts = (genesis, i.x, shown_i, j.x, shown_j)
-        vectors = [[jnp.concatenate(part, axis=-1)] if whole else list(part) for part in parts]
+        whole = settings.codec != "f32" or self._rules.gate is not None
+        keys = None
+        if self._strategy.dithered and settings.codec != "f32":
+            keys = jax.random.split(jax.random.fold_in(key, 3), lanes)
+
+        def parts(leaves: _Leaves) -> list[jax.Array]:
+            return [jnp.concatenate(leaves, axis=-1)] if whole else list(leaves)
+
+        def ends(end: _Ends, shown: _Leaves) -> list[End]:
+            groups = [parts(end.held[at : at + n]) for at in range(0, self._held, n)]
+            return [
+                End(Shard(State(x, tuple(kept), end.noted), end.met, end.usual), told)
+                for (x, *kept), told in zip(zip(*groups, strict=True), parts(shown), strict=True)
+            ]
+
         outs: list[Outcome] = [
-            jax.vmap(partial(exchange, self._rules), in_axes=(None, 0, 0, 0, 0))(
-                reference, End(i_x, i_shown, i.met, i.usual), End(j_x, j_shown, j.met, j.usual), asks, replies
+            jax.vmap(partial(exchange, self._rules, settings.codec), in_axes=(None, 0, 0, 0, 0, 0))(
+                reference, one, other, asks, replies, keys
             )
-            for reference, i_x, i_shown, j_x, j_shown in zip(*vectors, strict=True)
+            for reference, one, other in zip(parts(genesis), ends(i, shown_i), ends(j, shown_j), strict=True)
         ]
         out = outs[0]
         counts = [
             jnp.sum(flags).astype(jnp.int32)
             for flags in (out.finished & out.answered, out.answered ^ out.finished, out.refused)
         ]
-        i_x, j_x = (
-            tuple(jnp.split(out.x[end], self._ends, axis=1)) if whole else tuple(out.x[end] for out in outs)
-            for end in (0, 1)
-        )
-        i = i._replace(x=i_x, met=out.met[0], usual=out.usual[0], answered=answered)
-        j = j._replace(x=j_x, met=out.met[1], usual=out.usual[1])
+
+        def after(end: _Ends, at: int) -> _Ends:
+            held = _leaves_of([out.ends[at].state for out in outs])
+            if whole:
+                held = tuple(leaf for vector in held for leaf in jnp.split(vector, self._ends, axis=1))
+            shard = out.ends[at]
+            return end._replace(held=held, met=shard.count, usual=shard.usual, noted=shard.state.noted)
+
+        i, j = after(i, 0)._replace(answered=answered), after(j, 1)
         if self._pace:
-            taken = met_newcomer & answered & ~begun[0] & begun[1] & self._adoptable(shown_j, genesis)
-            given = met_newcomer & begun[0] & ~begun[1] & self._adoptable(shown_i, genesis)
+            near = partial(adoptable, genesis=genesis, config=settings.exchange)
+            taken = met_newcomer & answered & ~begun[0] & begun[1] & near(shown_j)
+            given = met_newcomer & begun[0] & ~begun[1] & near(shown_i)
             asked = jnp.where(i.active, jnp.maximum(i.asked, 0), i.asked) + (
                 met_newcomer & answered & ~begun[0] & ~begun[1]
             )
             alone = i.active & ~begun[0] & (asked >= i.need)
-            i = i._replace(
-                x=tuple(chosen(taken, *both) for both in zip(shown_j, i.x, strict=True)),
-                asked=jnp.where(taken | alone, _BEGUN, asked),
-            )
-            j = j._replace(
-                x=tuple(chosen(given, *both) for both in zip(shown_i, j.x, strict=True)),
-                asked=jnp.where(given, _BEGUN, j.asked),
-            )
+            i = self._adopted(i, taken, shown_j)._replace(asked=jnp.where(taken | alone, _BEGUN, asked))
+            j = self._adopted(j, given, shown_i)._replace(asked=jnp.where(given, _BEGUN, j.asked))
         return i, j, counts
 
-    def _adoptable(self, x: _Leaves, genesis: _Leaves) -> jax.Array:
-        """Which of these states, (lanes, ...), a newcomer takes over: it stands at genesis, and has a gate."""
-        squares = (
-            jnp.sum(jnp.square(leaf - base[None]), axis=1) for leaf, base in zip(x, genesis, strict=True)
+    def _adopted(self, end: _Ends, flags: jax.Array, offered: _Leaves) -> _Ends:
+        """Those who take over what they were offered, (lanes, ...), where flags say so."""
+        adopt = jax.vmap(partial(self._strategy.adopt, jnp))
+        states = [
+            adopt(state, leaf) for state, leaf in zip(self._states(end.held, end.noted), offered, strict=True)
+        ]
+        return end._replace(
+            held=tuple(chosen(flags, *both) for both in zip(_leaves_of(states), end.held, strict=True)),
+            noted=tuple(chosen(flags, *both) for both in zip(states[0].noted, end.noted, strict=True)),
         )
-        limit = gate.state_limit(jnp, self.settings.exchange, size=self.values, own=0.0)
-        within: jax.Array = jnp.sqrt(sum(squares, jnp.float32(0))) <= limit
-        return within
+
+    def _states(self, held: _Leaves, noted: tuple[jax.Array, ...]) -> list[State]:
+        """The strategy's state, leaf by leaf, of nodes in the first axis."""
+        n = len(self._shapes)
+        return [State(held[leaf], tuple(held[leaf + n :: n]), noted) for leaf in range(n)]
 
     def _lies(self, key: Key, node: jax.Array, x: _Leaves, genesis: _Leaves, known: Crowd) -> _Leaves:
         told = lies(key, self.settings.attack, x, genesis, known)
@@ -619,23 +652,23 @@ class Fleet:
     def _dealt(self, key: Key, state: _State, source: jax.Array) -> _State:
         m = self._slots
         here = tuple(jax.lax.dynamic_slice_in_dim(slab, source, m) for slab in state.slabs)
-        slabs, *small = deal(key, (here, *state[1:]), axis=_AXIS)
+        slabs, *small = deal(key, (here, *state[1:]), axis=AXIS)
         return _State(
             tuple(write(slab, new, source) for slab, new in zip(state.slabs, slabs, strict=True)), *small
         )
 
     # --- measuring, on one device of the mesh -----------------------------------------------------------------------
 
-    def _measure(self, state: _State, rows: Rows, number: jax.Array, *, sample: int) -> _Measured:
+    def _measure(self, state: _State, rows: Rows, number: jax.Array, *, sample: int) -> Measured:
         """Accuracy of the first `sample` slots, whoever lies there; consensus of all."""
         honest = (state.node >= self._bad) & self._present(state.node, state.up)  # (m,)
         taken = honest[:sample]
         source = self._half(number)
-        total = sum(len(next(iter(batch.values()))) for batch in rows.test)
+        count = sum(len(next(iter(batch.values()))) for batch in rows.test)
 
         def accuracy(slot: jax.Array) -> jax.Array:
             n = len(self._shapes)
-            y = self._tree(tuple(slab[source + slot] for slab in state.slabs[n : 2 * n]))
+            y = self._tree(tuple(slab[source + slot] for slab in state.slabs[self._held : self._held + n]))
             right: jax.Array = jnp.float32(0)
             for batch in rows.test:
                 metrics: dict[str, jax.Array] = self._trainer.evaluate_leaves(y, batch)[1]
@@ -643,54 +676,25 @@ class Fleet:
                     raise LocalError(
                         f"expected a metric called accuracy of the task {self.settings.task!r}, found none"
                     )
-                right += metrics["accuracy"] * np.float32(len(next(iter(batch.values()))) / total)
+                right += metrics["accuracy"] * np.float32(len(next(iter(batch.values()))) / count)
             return right
 
         found = jax.lax.map(
             accuracy, jnp.arange(sample, dtype=jnp.int32), batch_size=min(_EVALUATED_AT_ONCE, sample)
         )  # (sample,)
-        found = jnp.where(taken, found, jnp.inf)
-        ranked = jnp.sort(jax.lax.all_gather(found, _AXIS, tiled=True))
-        count = _total(jnp.sum(taken)).astype(jnp.int32)
-        mean = jnp.sum(jnp.where(jnp.isfinite(ranked), ranked, 0)) / count
-        places = jnp.round(jnp.array(_QUANTILES) * (count - 1)).astype(jnp.int32)
-        return _Measured(
-            mean,
-            ranked[0],
-            ranked[places],
-            self._consensus(state.slabs[: len(self._shapes)], source, honest),
-            count,
+        return measured(
+            found,
+            taken,
+            consensus(
+                state.slabs[: len(self._shapes)], source, honest, chunks=self._chunks, width=2 * self._lanes
+            ),
         )
 
-    def _consensus(self, slabs: _Leaves, source: jax.Array, honest: jax.Array) -> jax.Array:
-        """Root of the mean squared distance from the mean. docs/learning.md."""
-        width = 2 * self._lanes
-        weights = honest.astype(jnp.float32).reshape(self._chunks, width)
 
-        def total(of: Callable[[jax.Array, jax.Array], jax.Array], centre: _Leaves) -> _Leaves:
-            def add(sums: _Leaves, item: tuple[jax.Array, jax.Array]) -> tuple[_Leaves, None]:
-                k, weight = item
-                # Chunk by chunk: a slice of a whole half would be a copy of it.
-                rows = [jax.lax.dynamic_slice_in_dim(slab, source + k * width, width) for slab in slabs]
-                more = [
-                    jnp.tensordot(weight, of(leaf, middle[None]), axes=1)
-                    for leaf, middle in zip(rows, centre, strict=True)
-                ]
-                return tuple(one + other for one, other in zip(sums, more, strict=True)), None
-
-            begin = tuple(jnp.zeros(slab.shape[1:], jnp.float32) for slab in slabs)
-            items = (jnp.arange(self._chunks, dtype=jnp.int32), weights)
-            everywhere: _Leaves = _total(jax.lax.scan(add, begin, items)[0])
-            return everywhere
-
-        count = _total(jnp.sum(weights))
-        nowhere = tuple(jnp.zeros(slab.shape[1:], jnp.float32) for slab in slabs)
-        centre = tuple(leaf / count for leaf in total(lambda x, _: x, nowhere))
-        squares = total(lambda x, middle: jnp.square(x - middle), centre)
-        distance: jax.Array = jnp.sqrt(sum((jnp.sum(leaf) for leaf in squares), jnp.float32(0)) / count)
-        return distance
-
-
-def _total(tree: Any) -> Any:
-    """The sum over all devices."""
-    return jax.lax.psum(tree, _AXIS)  # type: ignore[no-untyped-call]
+def _leaves_of(states: Sequence[State]) -> _Leaves:
+    """Weights of all leaves, then what the strategy keeps besides, vector by vector."""
+    return tuple(
+        leaf
+        for vectors in zip(*((state.x, *state.kept) for state in states), strict=True)
+        for leaf in vectors
+    )

@@ -1,8 +1,8 @@
 """Whether a fleet fits into memory, asked before anything is allocated: some allocations that fail end the program.
 
-Counted is what no fleet can do without: the slabs of weights, read-outs and optimiser states, what else is known of a
-node, and the batches of one chunk. So whatever is refused would have failed; what is accepted may still fail, when the
-rounds are compiled.
+Counted is what no fleet can do without: the slabs of weights, read-outs, and of strategy and optimiser states, what
+else is known of a node, and the batches of one chunk. So whatever is refused would have failed; what is accepted may
+still fail, when the rounds are compiled.
 """
 
 import os
@@ -17,6 +17,7 @@ import numpy as np
 
 from gossip.config import LearningConfig
 from gossip.errors import LocalError
+from gossip.learning.strategies import strategy
 from simulation.fleet.data import batch_size, held_rows
 from simulation.fleet.layout import shape
 from simulation.fleet.settings import FleetSettings
@@ -54,7 +55,10 @@ def check_room(task: Any, settings: FleetSettings, devices: Sequence[jax.Device]
             f"{settings.nodes} nodes by {lanes} pairs need more than {_ROWS_MAX} places, which int32 cannot count"
         )
     # Of one device.
-    slabs = 2 * lanes * chunks * (halves * (2 * 4 * values + state_bytes) + _NODE_BYTES)
+    kept = strategy(settings.strategy).init(np, np.zeros(1, np.float32))
+    vectors, numbers = 2 + len(kept.kept), len(kept.noted)
+    node_bytes = _NODE_BYTES + 4 * numbers
+    slabs = 2 * lanes * chunks * (halves * (vectors * 4 * values + state_bytes) + node_bytes)
     rows = 2 * lanes * settings.local_steps * batch_size(task, settings)
     batches = rows * (x[:1].nbytes + y[:1].nbytes)
     needed = slabs + batches

@@ -54,6 +54,7 @@ class FleetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     local_steps: Count = 1
     readout_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     codec: str = "f32"
+    strategy: str = "shard-pair"  # how models meet: shard-pair or push
     # Rows in a batch. 0: as many as a node holds on average, and not more than the task takes.
     batch: Annotated[int, Meta(ge=0)] = 0
     # None: a gate stands wherever there are attackers. Among honest nodes it refuses nobody and seldom clips.
@@ -161,6 +162,7 @@ def settings_of(scenario: Scenario, *, seed: int, rounds: int = 0) -> FleetSetti
         local_steps=config.learning.local_steps,
         readout_decay=config.learning.readout_decay,
         codec=config.exchange.codec,
+        strategy=config.learning.strategy,
         batch=scenario.task.args.get("batch", 0),
         gate=True,
         exchange=config.exchange,

@@ -40,12 +40,17 @@ FAULTS = (
         "        holding = self._holdings.get(header.run)\n",
         "        holding = next(iter(self._holdings.values()))\n",
     ),
-    Planted("+c on both sides", "gossip/learning/pair.py", "return x - WEIGHT * c", "return x + WEIGHT * c"),
+    Planted(
+        "+c on both sides",
+        "gossip/learning/strategies/shard_pair.py",
+        "State(state.x - WEIGHT * c)",
+        "State(state.x + WEIGHT * c)",
+    ),
     Planted(
         "the weight of one side is another",
-        "gossip/learning/pair.py",
-        "return x - WEIGHT * c",
-        "return x - np.float32(0.49) * c",
+        "gossip/learning/strategies/shard_pair.py",
+        "State(state.x - WEIGHT * c)",
+        "State(state.x - np.float32(0.49) * c)",
     ),
     Planted(
         "numbers are not persisted before they are signed",
@@ -73,9 +78,9 @@ FAULTS = (
     ),
     Planted(
         "a change beyond the declared limit is applied",
-        "gossip/learning/learner.py",
-        "        refusal = gate.change(own, size, job.clip)\n",
-        "        refusal = None\n",
+        "gossip/learning/meeting.py",
+        "        taken = c_norm <= limit\n",
+        "        taken = True\n",
     ),
     Planted(
         "a reply is taken also while its exchange is being finished",

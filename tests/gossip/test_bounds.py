@@ -89,11 +89,11 @@ def test_a_flood_of_refused_offers_does_not_push_out_the_reply_of_another(net: A
 def test_a_peer_that_always_pushes_cannot_drive_the_weights_out_of_float32(net: Any, quiet: Any) -> None:
     """Each accepted push widens the next limit. Infinite weights would be a fault of our own, and end the daemon."""
     learner = net.add(config=quiet, weight=0.1).learner
-    gate = learner._gates[0]
     refused = False
     for _ in range(600):
         x = learner.weights().astype(np.float64)
         own = float(np.linalg.norm(x))
+        gate = learner._shards[0]
         room = 10 * own if gate.count < 4 else 0.99 * 16 * max(gate.usual, own / 16)
         pushed = np.clip(x / own * min(own + room, 9.9 * own), -3.3e38, 3.3e38).astype(np.float32)
         answer = learner.run(Respond(0, "f32", pushed.tobytes(), float("inf")))

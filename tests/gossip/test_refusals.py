@@ -260,7 +260,7 @@ def test_change_larger_than_we_declared_is_refused(net, quiet, pair):
     for _ in range(6):  # a history, so that there is a limit
         net.exchange(victim, attacker)
     attacker.learner._x[:] = 50.0
-    attacker.learner._gates[0].usual = 1e9
+    attacker.learner._shards[0] = attacker.learner._shards[0]._replace(usual=1e9)
     honest = attacker.learner.run
 
     def unclipped(job):

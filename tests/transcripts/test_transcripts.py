@@ -66,6 +66,7 @@ from gossip.events import (
     Saved,
     Send,
     StateChanged,
+    Taken,
     Train,
     Trained,
     Unreachable,
@@ -287,6 +288,8 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"answer of {len(payload)} bytes, distance {distance:.3g}, change {norm:.3g}"
             case Rescued(payload, distance, norm, detail):
                 return f"not followed ({detail}); answer of {len(payload)} bytes, change {norm:.3g}"
+            case Taken(distance, norm):
+                return f"taken, distance {distance:.3g}, counts as {norm:.3g}"
             case Finished(norm):
                 return f"applied, change {norm:.3g}"
             case Adopted(distance):

@@ -15,7 +15,7 @@ import pytest
 
 from gossip.config import CODECS, ExchangeConfig, LearningConfig
 from gossip.events import Finish, Finished, Offer, Offered, Respond, Responded
-from gossip.learning import pair
+from gossip.learning import aggregate
 from gossip.learning.codec import code, value
 from gossip.learning.learner import Learner, TrainOutput
 from gossip.learning.task import Leaf, Schema, Task, run_info
@@ -185,41 +185,18 @@ def test_training_between_the_legs_is_kept(x: np.ndarray) -> None:
     assert np.allclose(j.weights(), (x[0] + x[1]) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("limit", [np.inf, 3.0])
-def test_numpy_and_jax_exchange_alike(x: np.ndarray, codec: str, limit: float, strict_dtypes: None) -> None:
-    import jax.numpy as jnp
-
-    reference = x[2]
-    found = []
-    for xp in (np, jnp):
-        xi, xj, a = (xp.asarray(row) for row in (x[0], x[1], reference))
-        offered = pair.offer(xp, xi, a, codec=codec)
-        new, change, seen = pair.respond(xp, xj, a, offered, limit=np.float32(limit))
-        found.append(
-            [
-                np.asarray(v)
-                for v in (value(offered), new, pair.finish(xi, change.coded), pair.adopt(a, offered))
-            ]
-            + [np.asarray(v, np.float32) for v in (change.norm, seen.own, seen.offered, seen.distance)]
-        )
-    for ours, theirs in zip(*found, strict=True):
-        # Norms are summed in another order, and so is what they clip.
-        assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
 def test_norms_of_the_largest_weights_do_not_overflow() -> None:
     with np.errstate(over="ignore"):
-        assert pair.norm(np, np.full(100, 1e30, np.float32)) == pytest.approx(1e31, rel=1e-5)
+        assert aggregate.norm(np, np.full(100, 1e30, np.float32)) == pytest.approx(1e31, rel=1e-5)
     long = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
-    assert pair.norm(np, long) == pytest.approx(float(np.linalg.norm(long.astype(np.float64))), rel=1e-6)
+    assert aggregate.norm(np, long) == pytest.approx(float(np.linalg.norm(long.astype(np.float64))), rel=1e-6)
 
 
 def test_a_clipped_change_has_the_norm_of_the_limit() -> None:
     d = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     for codec in CODECS:
-        c = pair.change(np, d, codec=codec, limit=2.5)
+        c = aggregate.change(np, d, codec=codec, limit=2.5)
         assert c.norm == pytest.approx(2.5, rel=1e-5)
         whole = value(code(np, codec, d))
-        assert np.allclose(c.vector / c.norm, whole / pair.norm(np, whole), atol=1e-6)
-        assert pair.change(np, d, codec=codec, limit=0.0).norm == 0
+        assert np.allclose(c.vector / c.norm, whole / aggregate.norm(np, whole), atol=1e-6)
+        assert aggregate.change(np, d, codec=codec, limit=0.0).norm == 0

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gossip.config import ExchangeConfig
 from gossip.errors import LocalError
 from gossip.learning.learner import Learner
 from simulation.checkers import consensus_distance
 from simulation.cli import main
 from simulation.experiments.run import RealParts
 from simulation.fleet import room
-from simulation.fleet.network import End, Rules, exchange, in_runs, present_first
+from simulation.fleet.network import in_runs, present_first
 from simulation.fleet.pace import enough, first_wait, starts
 from simulation.fleet.program import _BEGUN, Fleet
 from simulation.fleet.room import machine_bytes, within_memory
@@ -181,26 +180,6 @@ def test_a_fifth_of_liars_costs_little(attack: str) -> None:
 def test_liars_who_agree_on_a_direction_win_and_the_documents_say_so(attack: str) -> None:
     report = simulate(settings(attackers=0.2, attack=attack, rounds=120, nodes=100), central=False)
     assert report.accuracy.worst < 0.5
-
-
-@pytest.mark.parametrize("codec", ["f32", "int8"])
-def test_who_is_too_far_to_be_followed_comes_alone_as_among_daemons(codec: str) -> None:
-    reference = jnp.zeros(100)
-    near, far = jnp.full(100, 1.0), jnp.full(100, -2.0)
-    history = [(jnp.float32(50), jnp.float32(usual)) for usual in (3.0, 0.01)]
-    i, j = (End(x, x, met, usual) for x, (met, usual) in zip((far, near), history, strict=True))
-    yes = jnp.array(True)
-    out = exchange(Rules(codec=codec, config=ExchangeConfig()), reference, i, j, yes, yes)
-    # Twice what changes of the far one usually measure, and half of that.
-    assert np.linalg.norm(out.x[0] - far) == pytest.approx(3.0, rel=1e-3)
-    assert out.x[0][0] > far[0]
-    assert np.array_equal(out.x[1], near)
-    assert out.refused
-    assert out.finished
-    assert not out.answered
-    assert out.usual[1] == history[1][1], "nothing is learned from who is not followed"
-    lost = exchange(Rules(codec=codec, config=ExchangeConfig()), reference, i, j, yes, ~yes)
-    assert np.array_equal(lost.x[0], far)
 
 
 def test_an_optimiser_with_a_state_and_several_steps() -> None:

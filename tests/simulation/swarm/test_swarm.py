@@ -15,8 +15,8 @@ from gossip.config import DhtConfig, MembershipConfig
 from gossip.dht import routing
 from gossip.dht.ids import node_id
 from gossip.events import Job, JobResult, Rescued
-from gossip.learning import pair
 from gossip.learning.learner import Learner
+from gossip.learning.strategies import shard_pair
 from gossip.run import exchange
 from simulation.checkers import ViolationError
 from simulation.cli import main
@@ -161,7 +161,7 @@ def test_skipped_signature_check_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_same_sign_on_both_sides_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair, "away", pair.towards)
+    monkeypatch.setattr(shard_pair, "finish", shard_pair.respond)
     assert "do not cancel" in found("+c on both sides")
 
 

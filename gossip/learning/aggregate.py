@@ -1,31 +1,17 @@
-"""ShardPair: antisymmetric pairwise exchange of one shard, as pure functions.
+"""Between what arrives and what is applied: how far is it, and how much of it counts. Goes with every strategy.
 
-Equations, and what they conserve: docs/learning.md.
+An offered state is measured against our own (`compare`), and their difference, coded as it will be sent, is shortened
+to a limit (`change`): self-centred clipping (He, Karimireddy and Jaggi 2022). The gate says what the limit is.
 
-    1. i -> j   a = Q(x_i - A)
-    2. j        d = x̂_i - x_j;  c = C(d) · min(1, τ/|C(d)|);  x_j += c/2;  reply c
-    3. i        x_i -= c/2
-
-Both apply the same decoded c with opposite signs: x_i + x_j is conserved for every codec and clip, up to the
-rounding of one addition. A is a state that both hold, so a lost or repeated message costs nothing lasting:
-states correct themselves where summed operations drift.
-
-Everything is written over an array namespace `xp` (numpy or jax.numpy): daemon, world and fleet run these
-lines.
+Everything is written over an array namespace `xp` (numpy or jax.numpy): daemon, world and fleet run these lines.
 """
 
 from types import ModuleType
-from typing import Any, TypeAlias
 
 import numpy as np
 from msgspec import Struct
 
-from gossip.learning.codec import Array, Coded, code, scaled, value
-
-Scalar: TypeAlias = Any  # float under numpy, a float32 array of shape () under jax.numpy
-
-# ω of the equations. Half is the average of the two, the fastest mixing: factor 1 - 4ω(1-ω)/(n-1).
-WEIGHT = np.float32(0.5)
+from gossip.learning.codec import Array, Coded, Scalar, code, scaled, value
 
 # The limit of who does not clip at all.
 INFINITY = float("inf")
@@ -37,7 +23,7 @@ _DOT_VALUES = 8192
 
 
 class Comparison(Struct, frozen=True):
-    """What the responder learns from an offer before it decides: all norms Euclidean, over the shard."""
+    """What a node learns from an offered state before it decides: all norms Euclidean, over the shard."""
 
     difference: Array  # d = x̂_i - x_j, shape (size,), float32
     own: Scalar  # |x_j - A|
@@ -70,13 +56,8 @@ def norm(xp: ModuleType, vector: Array) -> Scalar:
     return square**0.5
 
 
-def offer(xp: ModuleType, x: Array, reference: Array, *, codec: str) -> Coded:
-    """Step 1: return a = Q(x - A). Both arguments have shape (size,), float32."""
-    return code(xp, codec, x - reference)
-
-
 def compare(xp: ModuleType, x: Array, reference: Array, offered: Coded) -> Comparison:
-    """Step 2, first half: measure an offer against our own weights."""
+    """Measure an offered state against our own weights, both of shape (size,)."""
     a = value(offered)
     own = x - reference
     difference = a - own  # (A + a) - x, with one rounding less
@@ -84,7 +65,7 @@ def compare(xp: ModuleType, x: Array, reference: Array, offered: Coded) -> Compa
 
 
 def change(xp: ModuleType, difference: Array, *, codec: str, limit: Scalar) -> Change:
-    """Step 2, second half: return c = C(d), clipped to norm `limit` (infinity: not at all).
+    """Return c = C(d), clipped to norm `limit` (infinity: not at all).
 
     Clipping scales the scales and not the codes, so c is exactly what the payload says.
     """
@@ -103,32 +84,3 @@ def change(xp: ModuleType, difference: Array, *, codec: str, limit: Scalar) -> C
     coded = scaled(coded, factor)
     vector = value(coded)
     return Change(coded, vector, norm(xp, vector))
-
-
-def towards(x: Array, c: Array) -> Array:
-    """Return x + ωc: what the responder does."""
-    return x + WEIGHT * c
-
-
-def away(x: Array, c: Array) -> Array:
-    """Return x - ωc: what the initiator does, on weights that may have been trained since the offer."""
-    return x - WEIGHT * c
-
-
-def respond(
-    xp: ModuleType, x: Array, reference: Array, offered: Coded, *, limit: Scalar
-) -> tuple[Array, Change, Comparison]:
-    """Step 2 without a gate, in the codec of the offer: return (new x, c, what was seen)."""
-    seen = compare(xp, x, reference, offered)
-    c = change(xp, seen.difference, codec=offered.codec, limit=limit)
-    return towards(x, c.vector), c, seen
-
-
-def finish(x: Array, coded: Coded) -> Array:
-    """Step 3: return the initiator's new x."""
-    return away(x, value(coded))
-
-
-def adopt(reference: Array, offered: Coded) -> Array:
-    """Return x̂ = A + a, the state that a newcomer takes over; the other does not move."""
-    return reference + value(offered)
