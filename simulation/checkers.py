@@ -177,7 +177,7 @@ class ExchangeChecker:
         sides = {
             "responder": ("offer",),
             "rescuer": ("offer",),  # it does not move, but its answer moves the other, once
-            "initiator": ("change",),
+            "initiator": ("change", "taken"),
             "adopter": ("state", "offer"),
         }
         for side in sides[news.role]:

@@ -6,6 +6,9 @@
                                                    gate, clip, x_j += c/2
     Finish job: x_i -= c/2  <-------------------   ReplyMessage(header naming the offer's hash, c)
 
+Where the strategy of the run is a push, the responder moves later and by itself (`events.Taken`), and the reply has the
+verdict "taken" and no payload; the initiator has nothing to finish.
+
 A newcomer (age 0) offers too, gets the responder's state instead of a change, and adopts it; a responder that is
 itself a newcomer adopts what it was offered. A responder that is too far away to follow stays where it is and answers
 with a change all the same (`events.Rescued`); the initiator cannot tell, and the sum moves by its half.
@@ -46,6 +49,7 @@ from gossip.events import (
     Rescued,
     Respond,
     Responded,
+    Taken,
 )
 from gossip.learning.codec import payload_bytes
 from gossip.learning.task import RunInfo
@@ -357,6 +361,9 @@ class Exchanges:
         elif header.verdict == "adopted" and outgoing.age > 0:
             out.emit(Exchanged(peer, shard, "donor", nan, nan))
             self._end(outgoing, None, out)
+        elif header.verdict == "taken" and outgoing.age > 0 and header.shard == shard:
+            out.emit(Exchanged(peer, shard, "initiator", nan, nan))
+            self._end(outgoing, None, out)
         elif header.verdict == "change" and outgoing.age > 0 and header.shard == shard:
             self._check_payload(outgoing.holding, shard, header.codec, header.hash, message.payload)
             self._compute(outgoing, Finish(shard, header.codec, message.payload, outgoing.clip), out)
@@ -516,6 +523,11 @@ class Exchanges:
                     out=out,
                     codec=incoming.codec,
                     payload=result.payload,
+                )
+            case Taken():
+                out.emit(Exchanged(peer, shard, "responder", result.distance, result.norm))
+                self._reply(
+                    peer, key, digest, incoming.holding, shard=shard, verdict="taken", now=now, out=out
                 )
             case Offered():
                 out.emit(Exchanged(peer, shard, "donor", nan, nan))

@@ -258,7 +258,7 @@ _WORDS = {
     "scaling": ("the scaling of features is", ""),
     "schema": ("the model has", ""),
     "shard_values": ("the most values of a shard are", "learning.shard_values_max"),
-    "strategy": ("the strategy is", ""),
+    "strategy": ("the strategy is", "learning.strategy"),
     "rules": ("the rules of the exchange are", ""),
     "share": ("what is exchanged is", ""),
     "base": ("the weights to begin with are", ""),

@@ -67,7 +67,7 @@ class ReplyHeader(Struct, frozen=True, forbid_unknown_fields=True):
     seq: U63
     shard: U32
     to: Bytes32
-    verdict: Word  # change (payload c), state (payload: adopt this), adopted (no payload), refused
+    verdict: Word  # change (payload c), state (payload: adopt this), adopted or taken (no payload), refused
 
 
 MESSAGES = (OfferMessage, ReplyMessage)

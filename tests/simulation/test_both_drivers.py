@@ -18,8 +18,10 @@ The two are not equal event for event, and cannot be:
 What people conclude from a simulation must not depend on that, and is asserted here.
 """
 
+import dataclasses
 import logging
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +34,7 @@ import trio
 import trio.testing
 
 from crypto.identity import Identity
+from gossip.config import STRATEGIES
 from gossip.learning.codec import FloatArray
 from gossip.learning.learner import Learner, TrainInput, TrainOutput
 from gossip.learning.task import Leaf, RunInfo, Schema, vector_hash
@@ -243,11 +246,16 @@ def with_daemons() -> Seen:
         return trio.run(as_daemons, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-@pytest.fixture(scope="module")
-def both() -> Iterator[dict[str, Seen]]:
+@pytest.fixture(scope="module", params=STRATEGIES)
+def both(request: pytest.FixtureRequest) -> Iterator[dict[str, Seen]]:
     # Thousands of lines at the level that nobody asks for would be half of the time.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    yield {"world": in_the_world(), "daemons": with_daemons()}
+    config = SCENARIO.config
+    learning = dataclasses.replace(config.learning, strategy=request.param)
+    scenario = msgspec.structs.replace(SCENARIO, config=dataclasses.replace(config, learning=learning))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "SCENARIO", scenario)
+        yield {"world": in_the_world(), "daemons": with_daemons()}
     structlog.reset_defaults()
 
 
@@ -305,8 +313,10 @@ def test_models_converge_to_the_same_level(both: dict[str, Seen]) -> None:
 def test_nothing_is_refused_that_was_not_to_be_expected(both: dict[str, Seen]) -> None:
     """Only what a lossy network causes among honest nodes."""
     for seen in both.values():
-        assert seen.refused.keys() <= {"unexpected", "busy", "not_ready"}
-        assert seen.refused_by_peers.keys() <= {"timeout", "busy", "not_ready"}
+        # A pusher does not come nearer by pushing, so that it may be found too far away more than once.
+        distant = {"too_distant"} if SCENARIO.config.learning.strategy == "push" else set()
+        assert seen.refused.keys() <= {"unexpected", "busy", "not_ready"} | distant
+        assert seen.refused_by_peers.keys() <= {"timeout", "busy", "not_ready"} | distant
         # Repetition makes up for nearly all lost frames, so a timeout is rare, but nothing else may be behind it.
         assert seen.lost > 0
         exchanges = seen.initiated[-1]
