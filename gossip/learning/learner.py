@@ -30,6 +30,7 @@ from gossip.events import (
     Rescued,
     Respond,
     Responded,
+    Save,
     Taken,
     Train,
     Trained,
@@ -158,7 +159,7 @@ class Learner:
             self._rounds += 1
             self._local()
             return Trained(steps=0, loss=float("nan"))
-        if not isinstance(job, Offer | Respond | Finish | Adopt):
+        if isinstance(job, Save):
             raise LocalError(f"a learner does not do {type(job).__name__}")
         if not 0 <= job.shard < len(self._shards):
             raise LocalError(f"expected a shard below {len(self._shards)}, got {job.shard}")
@@ -205,6 +206,8 @@ class Learner:
                 return JobRefused(Reason.TOO_DISTANT, too_far)
             return Rescued(payload=pack(c.coded), distance=seen.distance, norm=c.norm, detail=too_far)
         assert c is not None
+        # Here and not in _keep: a large shard would leave the cache between its making and its copy.
+        self._take_in(job.shard)
         self._keep(job.shard, meeting.respond(np, self._rules, held, told)[0])
         if not self._rules.strategy.answers:
             return Taken(distance=seen.distance, norm=c.norm)
@@ -213,6 +216,7 @@ class Learner:
     def _finish(self, job: Finish, coded: Coded) -> Finished | JobRefused:
         if not self._rules.strategy.answers:
             return JobRefused(Reason.UNEXPECTED, "what we offer is not answered with a change")
+        self._take_in(job.shard)  # as above
         c = value(coded)
         size = norm(np, c)
         held, taken, limit = meeting.finish(
