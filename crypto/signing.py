@@ -21,6 +21,7 @@ class Purpose(bytes, Enum):
     REPLY = b"p2pnode/reply/v1\0"  # the header of a ReplyMessage
     PEER_RECORD = b"p2pnode/peer-record/v1\0"  # where a node is reached
     PROVIDER_RECORD = b"p2pnode/provider-record/v1\0"  # which shards a node holds
+    RECORD = b"p2pnode/record/v1\0"  # a record of any other kind, which its body names
     CHANNEL = b"p2pnode/channel/v1\0"  # this key owns this end of this Noise handshake
 
 

@@ -43,7 +43,8 @@ class DhtConfig:
     record_ttl_s_max: Annotated[float, Meta(ge=1, le=7200)] = 7200.0
     # Publish our own records again so often (give or take 20 %). Half the life of a record, so that one may be missed.
     publish_interval_s: Interval = 3600.0
-    # Records kept for other nodes. At most 1,000 bytes each: 4 MB.
+    # Records kept for other nodes. At most 2,000 bytes each: 8 MB. A quarter of them may be of kinds that
+    # this version does not know.
     records_max: Annotated[int, Meta(ge=1, le=2**31)] = 4096
     # Of these, kept for one part of one model ("I hold this shard"). An answer names at most 20 of them, drawn at
     # random.

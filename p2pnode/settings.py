@@ -40,8 +40,6 @@ FILE_BYTES_MAX = 2**20
 # test compares them.
 ADVERTISED_MAX = 8
 ADVERTISED_EACH_MAX = 128
-# All of them, beside keys and signature in 1,000 bytes.
-ADVERTISED_CHARACTERS_MAX = 640
 ENVIRONMENT_PREFIX = "P2PNODE_"
 TASK_ARGS = "task.args."
 
@@ -369,9 +367,9 @@ def _checked(name: str, value: Any, *, origin: str) -> Any:
 
 
 def _check_advertised(addresses: tuple[str, ...], origin: str) -> None:
-    """They go into a signed record, which has little room and takes no character that cannot be seen."""
-    if len(addresses) > ADVERTISED_MAX or sum(map(len, addresses)) > ADVERTISED_CHARACTERS_MAX:
-        want = f"at most {ADVERTISED_MAX} addresses with {ADVERTISED_CHARACTERS_MAX} characters together"
+    """They go into a signed record, which has room for some and takes no character that cannot be seen."""
+    if len(addresses) > ADVERTISED_MAX:
+        want = f"at most {ADVERTISED_MAX} addresses"
         raise UserError(
             ExitCode.USAGE, f"{origin}: node.advertise: expected {want}, got {described(addresses)}."
         )

@@ -18,7 +18,8 @@ from crypto.identity import PublicKey
 from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.dht.ids import NodeId, provider_key
-from gossip.dht.records import ProviderRecord, SignedRecord, sign_record
+from gossip.dht.kinds import ProviderRecord
+from gossip.dht.records import SignedRecord, sign_record
 from gossip.errors import RemoteError
 from gossip.events import Effect, Event, PeerDown, PeerUp, Persist, Received, Send, Woken
 from gossip.learning.codec import code, pack, payload_bytes, unpack, value

@@ -22,6 +22,17 @@ def provider_key(run: bytes, shard: int) -> Key:
     return Key(hashlib.sha256(b"p2pnode/providers/v1\0" + run + shard.to_bytes(4, "big")).digest())
 
 
+def owned_key(owner: PublicKey, kind: str, salt: bytes) -> Key:
+    """Where the one record of `owner` is found that has this kind and salt. Nobody else's can belong there.
+
+    Args:
+        kind: ASCII without a zero byte, so that no byte can move between it and `salt`.
+        salt: Which one, where the owner has several of a kind.
+    """
+    named = owner + kind.encode("ascii") + b"\0" + salt
+    return Key(hashlib.sha256(b"p2pnode/record-key/v1\0" + named).digest())
+
+
 def distance(a: bytes, b: bytes) -> int:
     """XOR distance, in [0, 2**256)."""
     return int.from_bytes(a, "big") ^ int.from_bytes(b, "big")

@@ -10,19 +10,11 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from gossip.dht.ids import Key, NodeId
+from gossip.dht.kinds import ProviderRecord
 from gossip.dht.lookup import Lookup
-from gossip.dht.records import (
-    Opened,
-    ProviderRecord,
-    R,
-    RecordStore,
-    contact_elsewhere,
-    contact_of,
-    open_record,
-    sign_record,
-    stays_here,
-)
+from gossip.dht.records import contact_elsewhere, contact_of, open_record, sign_record, stays_here
 from gossip.dht.routing import Contact, RoutingTable
+from gossip.dht.store import OWNED_PART, SAMPLE_MAX, RecordStore
 from gossip.errors import Reason, RemoteError
 from gossip.events import Looked, PeerDown, Refused
 from gossip.outbox import Outbox, Timer
@@ -89,12 +81,18 @@ class Dht(Protocol):
         self._config = config
         # The node refreshes every 0.8 to 1.2 intervals; what was not looked into since the last time is due.
         self.table = RoutingTable(context.own, k=config.k, refresh_interval_s=0.8 * config.refresh_interval_s)
-        self.records = RecordStore(
-            context.own,
-            records_max=config.records_max,
-            per_place_max=config.providers_per_key_max,
-            ttl_s_max=config.record_ttl_s_max,
-            secret=context.entropy(16),
+        secret = context.entropy(16)
+        owned_max = config.records_max // OWNED_PART
+        # Of kinds whose places are shared, and of those whose places have one owner, among them all unknown kinds.
+        self.records, self.owned = (
+            RecordStore(
+                context.own,
+                records_max=records_max,
+                per_place_max=config.providers_per_key_max,
+                ttl_s_max=config.record_ttl_s_max,
+                secret=secret,
+            )
+            for records_max in (config.records_max - owned_max, owned_max)
         )
         # Why a request was made: the number of the lookup it belongs to; 0: none.
         self._requests: Requests[int] = Requests(
@@ -179,7 +177,7 @@ class Dht(Protocol):
             case FindNode(n, target):
                 out.send(event.peer, Nodes(n, self._nearest(target, event.peer)))
             case GetRecords(key, n):
-                records = self.records.get(Key(key), now, limit=20, rng=self.context.rng)
+                records = self._kept(Key(key), now)
                 if not self.context.connections.nearby(event.peer):
                     records = [record for record in records if not stays_here(record, Key(key))]
                 out.send(event.peer, Records(n, self._nearest(key, event.peer), records))
@@ -187,8 +185,28 @@ class Dht(Protocol):
     def _put(self, event: Incoming, now: float, out: Outbox) -> None:
         self._spend(event.peer, now)
         message: PutRecord = event.message
-        self.records.put(self._open(message.record, ProviderRecord), now)
+        self._keep(message.record, now)
         out.send(event.peer, Stored(message.n, ""))
+
+    def _keep(self, record: bytes, now: float) -> None:
+        """Keep a record of any kind, which nobody has looked at.
+
+        Raises:
+            RemoteError: false, or not kept: as `RecordStore.put`.
+        """
+        opened = open_record(record, self.context.network, verify=self.context.verify)
+        if not opened.kind.kept:
+            raise RemoteError(
+                Reason.BAD_RECORD, f"records of the kind {opened.kind.name!r} are not kept for others"
+            )
+        store = self.records if opened.kind.shared else self.owned
+        store.put(opened, now)
+
+    def _kept(self, place: Key, now: float) -> list[bytes]:
+        """What is stored under `place`. The record of its only owner is always among it: others can name the place."""
+        rng = self.context.rng
+        owned = self.owned.get(place, now, limit=1, rng=rng)
+        return owned + self.records.get(place, now, limit=SAMPLE_MAX - len(owned), rng=rng)
 
     def refused(self, event: Incoming, error: RemoteError, now: float, out: Outbox) -> None:
         if isinstance(event.message, PutRecord):
@@ -260,6 +278,7 @@ class Dht(Protocol):
     def _refresh(self, timer: RefreshDue, now: float, out: Outbox) -> None:
         """Look into the buckets that no lookup went into for a while; forget what expired."""
         self.records.expire(now)
+        self.owned.expire(now)
         for target in self.table.refresh_targets(now, self.context.rng):
             self.look_up(target, "refresh", now, out)
         self._set_refresh(now, out)
@@ -279,12 +298,13 @@ class Dht(Protocol):
             # One for each shard that we hold, for each bucket, and one for ourselves; twice, since a walk may begin
             # before the last one has ended.
             "lookups": (len(self._running), 2 * (len(self._provided) + 258)),
-            "records": (len(self.records), self._config.records_max),
+            "records": self.records.bounds(),
+            "owned records": self.owned.bounds(),
             "contacts": (len(self.table), 256 * self._config.k),
         }
 
     def snapshot(self, now: float) -> DhtView:
-        return DhtView(len(self.table), len(self.records), self.lookups, self.active)
+        return DhtView(len(self.table), len(self.records) + len(self.owned), self.lookups, self.active)
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -370,7 +390,7 @@ class Dht(Protocol):
             ),
         )
         try:
-            self.records.put(self._open(record, ProviderRecord), now)
+            self._keep(record, now)
         except RemoteError:
             pass  # our own store is full; those nearest to the place are asked next
         for contact in nearest:
@@ -385,6 +405,3 @@ class Dht(Protocol):
             self._published.clear()  # what was published leads elsewhere
         date = self._published.get(place, -inf) + self._config.publish_interval_s
         return bool(addresses.all) and now >= date
-
-    def _open(self, record: bytes, kind: type[R]) -> Opened[R]:
-        return open_record(record, self.context.network, kind, verify=self.context.verify)

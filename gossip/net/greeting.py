@@ -7,7 +7,8 @@ highest version of each that both name; a peer from the future is no bad peer, a
 from math import inf
 
 from gossip.dht.ids import NodeId
-from gossip.dht.records import PeerRecord, contact_elsewhere, contact_of, sign_record
+from gossip.dht.kinds import PeerRecord
+from gossip.dht.records import contact_elsewhere, contact_of, sign_record
 from gossip.errors import Reason, RemoteError
 from gossip.events import Leave, PeerDown, PeerUp, Refused
 from gossip.outbox import Outbox, Timer

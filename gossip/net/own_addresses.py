@@ -5,7 +5,7 @@ connection is where those on the network that it comes from can reach us. Loopba
 """
 
 from gossip.addresses import is_loopback
-from gossip.dht.records import ADDRESSES_MAX
+from gossip.dht.kinds import ADDRESSES_MAX
 from gossip.dht.routing import subnet_of
 
 # Own addresses learned from connections. Wired, wireless, a tunnel and one to spare: a guess.

@@ -17,7 +17,8 @@ from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip import wire
 from gossip.dht.ids import Key, NodeId, node_id
-from gossip.dht.records import ProviderRecord, sign_record
+from gossip.dht.kinds import ProviderRecord
+from gossip.dht.records import sign_record
 from gossip.errors import RemoteError
 from gossip.events import Dial, Effect, Event, PeerDown, PeerUp, Received, Send, Woken
 from gossip.learning.task import RunInfo

@@ -9,7 +9,8 @@ from crypto.signing import network_id
 from gossip import wire
 from gossip.addresses import is_loopback
 from gossip.dht.ids import NodeId, node_id, provider_key
-from gossip.dht.records import PeerRecord, ProviderRecord, peek_record, sign_record
+from gossip.dht.kinds import PEER, PeerRecord, ProviderRecord
+from gossip.dht.records import peek_record, sign_record
 from gossip.events import PeerDown, PeerUp, Received, Send
 from gossip.net.own_addresses import REACHED_MAX
 
@@ -35,7 +36,7 @@ def connect(peer: Any, number: int, *, remote: str = "10.0.0.99:1", local: str =
 
 def told(hello: Any) -> tuple[str, ...]:
     """The addresses in a hello."""
-    record: PeerRecord = peek_record(hello.record, PeerRecord).record
+    record: PeerRecord = peek_record(hello.record, PEER).record
     return record.addresses
 
 
@@ -134,7 +135,7 @@ def test_records_of_this_machine_are_not_passed_on_to_another(net: Any, quiet: A
     def seen(number: int) -> tuple[bool, bool]:
         (nodes,) = says(peer, number, wire.FindNode(2, name(0)))
         (records,) = says(peer, number, wire.GetRecords(place, 3))
-        named = [peek_record(record, PeerRecord).node for record in (*nodes.records, *records.nodes)]
+        named = [peek_record(record, PEER).node for record in (*nodes.records, *records.nodes)]
         return name(0) in named, bool(records.records)
 
     assert seen(1) == (True, True)

@@ -16,7 +16,8 @@ from crypto.identity import Identity, Signature
 from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.dht.ids import node_id, provider_key
-from gossip.dht.records import PeerRecord, ProviderRecord, sign_record
+from gossip.dht.kinds import PeerRecord, ProviderRecord
+from gossip.dht.records import sign_record
 from gossip.errors import Reason
 from gossip.events import (
     Compute,

@@ -24,7 +24,8 @@ from crypto.identity import Identity, Signature, verify
 from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.dht.ids import node_id
-from gossip.dht.records import PeerRecord, sign_record
+from gossip.dht.kinds import PeerRecord
+from gossip.dht.records import sign_record
 from gossip.learning.codec import payload_bytes
 
 # For anything that an honest node answers at once, on a busy machine.

@@ -10,7 +10,8 @@ import pytest
 
 from crypto.identity import Identity
 from gossip.config import Config
-from gossip.dht.records import ADDRESS_CHARACTERS_MAX, ADDRESSES_MAX, PeerRecord, ProviderRecord, sign_record
+from gossip.dht.kinds import ADDRESS_CHARACTERS_MAX, ADDRESSES_MAX, PeerRecord, ProviderRecord
+from gossip.dht.records import sign_record
 from gossip.wire import RECORD_BYTES_MAX
 from p2pnode import settings
 from p2pnode.errors import ExitCode, UserError
@@ -213,9 +214,7 @@ def test_what_no_line_could_say_again_is_refused(flag: tuple[str, str], part: st
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "addresses", [("nähe:7",), ("a:0",), ("a" * 130 + ":1",), ("a:1",) * 9, ("a" * 120 + ":1",) * 6]
-)
+@pytest.mark.parametrize("addresses", [("nähe:7",), ("a:0",), ("a" * 130 + ":1",), ("a:1",) * 9])
 def test_what_no_record_can_hold_is_not_advertised(addresses: tuple[str, ...]) -> None:
     """It ended the daemon at its first connection."""
     with pytest.raises(UserError, match=r"node\.advertise: expected"):
@@ -223,20 +222,15 @@ def test_what_no_record_can_hold_is_not_advertised(addresses: tuple[str, ...]) -
 
 
 def test_a_record_holds_all_that_may_be_advertised() -> None:
-    each = settings.ADVERTISED_CHARACTERS_MAX // ADDRESSES_MAX
-    for addresses in (
-        ("a" * (each - 2) + ":1",) * ADDRESSES_MAX,
-        ("a" * (ADDRESS_CHARACTERS_MAX - 2) + ":1",)
-        * (settings.ADVERTISED_CHARACTERS_MAX // ADDRESS_CHARACTERS_MAX),
-    ):
-        given = settings.load(flags=[("--advertise", "node.advertise", ",".join(addresses))]).node.advertise
-        owner = Identity.from_seed(bytes(32))
-        key = owner.public_key
-        far = 2**63 - 1
-        peer = PeerRecord(addresses=given, key=key, run=bytes(32), seq=far, ttl_s=2**31 - 1)
-        place = ProviderRecord(addresses=given, key=key, place=bytes(32), seq=far, ttl_s=2**31 - 1)
-        for record in (peer, place):
-            assert len(sign_record(owner, bytes(32), record)) <= RECORD_BYTES_MAX
+    addresses = ("a" * (ADDRESS_CHARACTERS_MAX - 2) + ":1",) * ADDRESSES_MAX
+    given = settings.load(flags=[("--advertise", "node.advertise", ",".join(addresses))]).node.advertise
+    owner = Identity.from_seed(bytes(32))
+    key = owner.public_key
+    far = 2**63 - 1
+    peer = PeerRecord(addresses=given, key=key, run=bytes(32), seq=far, ttl_s=2**31 - 1)
+    place = ProviderRecord(addresses=given, key=key, place=bytes(32), seq=far, ttl_s=2**31 - 1)
+    for record in (peer, place):
+        assert len(sign_record(owner, bytes(32), record)) <= RECORD_BYTES_MAX
 
 
 def test_a_number_of_too_many_digits_in_a_file_is_a_sentence(tmp_path: Path) -> None:

@@ -27,11 +27,18 @@ def message(name: str, /, **fields: Any) -> bytes:
     return packed(_=name, **fields)
 
 
+def record(owner: Identity, purpose: Purpose, /, **fields: Any) -> bytes:
+    """A signed record."""
+    body = packed(**fields)
+    return packed(body=body, signature=owner.sign(purpose, NETWORK, body))
+
+
 class Stranger:
     """A peer that another program runs. It is its own node: events in, `Send` out, no deadlines.
 
     Args:
         target: The node of ours that it deals with.
+        more: Further keys of its peer record.
     """
 
     deadline = inf
@@ -43,6 +50,7 @@ class Stranger:
         protocols: dict[str, list[int]],
         extra: dict[str, bytes],
         seed: bytes = b"\x77" * 32,
+        more: dict[str, Any] | None = None,
     ) -> None:
         self.identity = Identity.from_seed(seed)
         self.id = hashlib.sha256(self.identity.public_key).digest()
@@ -55,6 +63,7 @@ class Stranger:
         self.weights = np.ones(200, np.float32)
         self.protocols = protocols
         self.extra = extra
+        self.more = more or {}
         self.heard: list[dict[str, Any]] = []
         self._seq = 0
         self._offered: dict[bytes, None] = {}  # hashes of our headers
@@ -68,18 +77,23 @@ class Stranger:
     # --- what it says --------------------------------------------------------------------------------
 
     def hello(self) -> bytes:
-        body = packed(
+        spoken = dict(sorted(self.protocols.items()))
+        return message(
+            "hello", agent="other/9.0", extra=self.extra, protocols=spoken, record=self.peer_record()
+        )
+
+    def peer_record(self) -> bytes:
+        return record(
+            self.identity,
+            Purpose.PEER_RECORD,
             _="peer",
             addresses=[self.address],
             key=self.identity.public_key,
             run=bytes(32),
             seq=1,
             ttl_s=3600,
+            **self.more,
         )
-        signature = self.identity.sign(Purpose.PEER_RECORD, NETWORK, body)
-        record = packed(body=body, signature=signature)
-        spoken = dict(sorted(self.protocols.items()))
-        return message("hello", agent="other/9.0", extra=self.extra, protocols=spoken, record=record)
 
     def offer(self) -> bytes:
         self._seq += 1

@@ -10,7 +10,8 @@ from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip import persisted, wire
 from gossip.dht.ids import Key, distance, node_id, provider_key
-from gossip.dht.records import PeerRecord, ProviderRecord, sign_record
+from gossip.dht.kinds import PeerRecord, ProviderRecord
+from gossip.dht.records import sign_record
 from gossip.dht.routing import Contact
 from gossip.events import DialFailed, Leave, Looked, PeerUp, Received
 
