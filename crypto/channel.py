@@ -1,4 +1,4 @@
-"""The secure channel: bytes of a stream in, authenticated frames out, and the other way round. No I/O.
+"""The secure channel: bytes of a stream in, authenticated messages out, and the other way round. No I/O.
 
 `Noise_XX_25519_ChaChaPoly_SHA256` over any reliable byte stream, and inside the handshake an Ed25519
 identity proof in each direction. There is no other suite and nothing is negotiated: magic, version and
@@ -13,7 +13,8 @@ fixed lengths:
 
 All payloads are padded with zeros to 256 bytes; that of message 1 too, so that a stranger gets back little
 more than it sent (354 bytes for 290). The version in message 1 only lets the responder name it in its
-error; what counts is the prologue.
+error; what counts is the prologue. A responder of another version answers with its own, as a message of two
+bytes, so that the initiator can name it too. Nobody is bound by that answer, which anybody could have sent.
 
 A *proof* is public key (32) and signature (64), purpose CHANNEL, of
 
@@ -25,13 +26,12 @@ cannot be replayed), and the initiator over all of message 2, hence over the res
 made for B is worth nothing at C). The keys sent together with a proof are bound by naming the static one in
 it, and by the encryption of the payload under both.
 
-After the handshake, a *frame* is its length (4 bytes, big-endian) and its bytes, cut into Noise messages
-which are all as long as possible but the last; a frame never shares a message. Each direction replaces its
-key after every 2**20 messages (Noise REKEY). There is no rekeying by time: both ends would need a common
-clock or one more message, and 2**20 messages are at most 64 GiB, far below what ChaCha20-Poly1305 allows.
+After the handshake either end sends Noise messages at any time; what they mean is the caller's business
+(`gossip.net.lanes`). Each direction replaces its key after every 2**20 messages (Noise REKEY). There is no
+rekeying by time: both ends would need a common clock or one more message, and 2**20 messages are at most
+64 GiB, far below what ChaCha20-Poly1305 allows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
@@ -60,12 +60,8 @@ HANDSHAKE_MESSAGE_BYTES = (
 # Cautious: WireGuard allows 2**60 messages, TLS 1.3 sets no limit for this cipher (RFC 8446, section 5.5).
 REKEY_MESSAGES = 2**20
 
-# Of a large frame so many messages come out of `seal_frame` at a time: 256 KiB, so that the peer decrypts the first
-# while we encrypt the next, and no buffer as large as the frame is needed.
-PIECE_MESSAGES = 4
-
 _LENGTH_BYTES = 2  # before every Noise message
-_FRAME_LENGTH_BYTES = 4  # before every frame, encrypted
+_VERSION_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +72,32 @@ class Established:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame, as the peer gave it to `send_frame`."""
+class Message:
+    """What the peer gave to `seal`."""
 
     data: bytes
 
 
-ChannelEvent: TypeAlias = Established | Frame
+ChannelEvent: TypeAlias = Established | Message
+
+
+class VersionError(CryptoError):
+    """The peer says that it speaks another version."""
+
+    def __init__(self, theirs: int, ours: int) -> None:
+        super().__init__(f"The peer speaks protocol version {theirs}, we speak {ours}.")
+        self.theirs = theirs
 
 
 class SecureChannel:
     """One end of one connection.
 
     Feed what the stream brings to `receive_data`; put what `data_to_send` returns on the stream at the
-    beginning (the initiator speaks first), after each `receive_data` and after `send_frame`; put there, too, what
-    `seal_frame` yields. Any
-    CryptoError is final: the channel is dead, has forgotten its keys, and raises the same sentence from
-    then on; close the connection.
+    beginning (the initiator speaks first) and after each `receive_data`, and put there, in order, what `seal`
+    returns. Any CryptoError is final: the channel is dead, has forgotten its keys, and raises the same sentence
+    from then on; close the connection (but a dead channel may still have a last word in `data_to_send`).
 
-    Holds at most one partial Noise message and one partial frame of what came in, and whatever the caller has
-    queued to go out.
+    Holds at most one partial Noise message of what came in.
 
     Args:
         identity: Ours; proved to the peer.
@@ -103,7 +105,6 @@ class SecureChannel:
         version: Of the protocol spoken inside; both ends must give the same.
         initiator: Whether we opened the connection.
         entropy: For the ephemeral key, and for the static key if none is given.
-        frame_bytes_max: Largest frame in either direction; 0 < frame_bytes_max < 2**32.
         static: X25519 key pair, one for all connections of a process, never stored. None: a fresh one.
         expected: The only key the peer may prove, if we know whom we dial. Checked by the initiator before it
             tells who it is.
@@ -118,21 +119,18 @@ class SecureChannel:
         version: int,
         initiator: bool,
         entropy: Entropy,
-        frame_bytes_max: int,
         static: KeyPair | None = None,
         expected: PublicKey | None = None,
         rekey_messages: int = REKEY_MESSAGES,
     ) -> None:
         assert len(network) == NETWORK_ID_BYTES, f"a network id has 32 bytes, this one {len(network)}"
-        assert 0 < frame_bytes_max < 2 ** (8 * _FRAME_LENGTH_BYTES)
         assert rekey_messages > 0
         self._identity = identity
         self._network = network
-        self._version = version.to_bytes(2, "big")
+        self._version = version.to_bytes(_VERSION_BYTES, "big")
         self._initiator = initiator
         self._static = static or KeyPair.generate(entropy)
         self._expected = expected
-        self._frame_bytes_max = frame_bytes_max
         self._rekey_messages = rekey_messages
         self._handshake = HandshakeState(
             XX,
@@ -146,8 +144,6 @@ class SecureChannel:
         self._receive: CipherState | None = None
         self._incoming = bytearray()  # at most one incomplete Noise message between calls
         self._outgoing: list[bytes] = []
-        self._parts: list[bytes] = []  # of the frame that is arriving
-        self._missing = 0  # its bytes still to come
         self._dead = ""  # why
         if initiator:
             self._write_handshake(_padded(MAGIC + self._version))
@@ -156,7 +152,7 @@ class SecureChannel:
         """What the next bytes of the stream amount to, whichever way the stream has cut them.
 
         Raises:
-            CryptoError: with a sentence for the log. Frames that came before the bad bytes in the same call
+            CryptoError: with a sentence for the log. Messages that came before the bad bytes in the same call
                 are lost with the channel.
         """
         self._check_alive()
@@ -177,7 +173,10 @@ class SecureChannel:
                     offset = start + size
                     self._read(bytes(view[start:offset]), events)
         except CryptoError as error:
-            self._die(str(error))
+            last_word = self._outgoing if isinstance(error, VersionError) else []
+            self._forget(str(error))
+            self._outgoing = last_word
+            raise
         del self._incoming[:offset]
         return events
 
@@ -187,31 +186,31 @@ class SecureChannel:
         self._outgoing.clear()
         return data
 
-    def send_frame(self, frame: bytes) -> None:
-        """Encrypt `frame` and queue it: `seal_frame` for who wants it whole.
+    def seal(self, *plaintexts: bytes) -> bytes:
+        """Encrypt messages, to be put on the stream before the next ones are sealed: the peer counts.
 
-        The queue has no bound of its own: take `data_to_send` before the next frame.
-        """
-        self._outgoing += list(self.seal_frame(frame))
-
-    def seal_frame(self, frame: bytes) -> Iterator[bytes]:
-        """Encrypt `frame` piece by piece, each to be put on the stream before the next one is asked for.
-
-        Only after `Established`; at most `frame_bytes_max` bytes. Whoever does not take all pieces has to close the
-        channel: the peer waits for the rest of the frame.
+        Only after `Established`; each at most PLAINTEXT_BYTES_MAX bytes.
 
         Raises:
             CryptoError: the channel is closed or dead, or its counter is spent.
         """
-        assert len(frame) <= self._frame_bytes_max, f"a frame has at most {self._frame_bytes_max} bytes"
-        first = PLAINTEXT_BYTES_MAX - _FRAME_LENGTH_BYTES
-        piece = self._sealed(len(frame).to_bytes(_FRAME_LENGTH_BYTES, "big") + frame[:first])
-        for start in range(first, len(frame), PLAINTEXT_BYTES_MAX):
-            if len(piece) >= 2 * PIECE_MESSAGES:
-                yield b"".join(piece)
-                piece.clear()
-            piece += self._sealed(frame[start : start + PLAINTEXT_BYTES_MAX])
-        yield b"".join(piece)
+        self._check_alive()
+        assert self._send is not None, "nothing may be sent before the peer has proved who it is"
+        sealed: list[bytes] = []
+        try:
+            for plaintext in plaintexts:
+                assert len(plaintext) <= PLAINTEXT_BYTES_MAX
+                message = self._send.encrypt(plaintext)
+                self._count(self._send)
+                sealed += (len(message).to_bytes(_LENGTH_BYTES, "big"), message)
+        except CryptoError as error:
+            self._die(str(error))
+        return b"".join(sealed)
+
+    @property
+    def partial(self) -> bool:
+        """Whether a part of a message has arrived, whose rest has not."""
+        return bool(self._incoming)
 
     def close(self) -> None:
         """Forget the keys and whatever is queued. Tells the peer nothing: close the stream for that."""
@@ -252,12 +251,13 @@ class SecureChannel:
             raise CryptoError("The peer does not speak this protocol: no p2pnode opening.")
         version = payload[len(MAGIC) : len(MAGIC) + 2]
         if version != self._version:
-            raise CryptoError(
-                f"The peer speaks protocol version {int.from_bytes(version, 'big')}, "
-                f"we speak {int.from_bytes(self._version, 'big')}."
-            )
+            self._queue(self._version)
+            raise self._other_version(version)
         if payload != _padded(MAGIC + version):
             raise CryptoError("The padding of the peer's opening is not zero.")
+
+    def _other_version(self, version: bytes) -> VersionError:
+        return VersionError(int.from_bytes(version, "big"), int.from_bytes(self._version, "big"))
 
     def _proof(self) -> bytes:
         body = _proof_body(self._static.public, self._handshake.handshake_hash, initiator=self._initiator)
@@ -294,57 +294,29 @@ class SecureChannel:
         """Refuse a length before waiting for its bytes: junk on the port ends here, after two bytes."""
         if self._receive is None:
             expected = HANDSHAKE_MESSAGE_BYTES[self._messages]
-            if size != expected:
+            if size != expected and not (self._awaits_answer and size == _VERSION_BYTES):
                 raise CryptoError(
                     f"Handshake message {self._messages + 1} has {expected} bytes, the peer announces "
                     f"{size}: not a p2pnode, or of another version."
                 )
-        elif self._missing:
-            expected = min(self._missing, PLAINTEXT_BYTES_MAX) + TAG_BYTES
-            if size != expected:
-                raise CryptoError(
-                    f"The frame goes on with a message of {expected} bytes, the peer announces {size}."
-                )
-        elif size < _FRAME_LENGTH_BYTES + TAG_BYTES:
-            raise CryptoError(
-                f"A message that begins a frame has at least 20 bytes, the peer announces {size}."
-            )
+        elif size < TAG_BYTES:
+            raise CryptoError(f"A message has at least {TAG_BYTES} bytes, the peer announces {size}.")
+
+    @property
+    def _awaits_answer(self) -> bool:
+        return self._initiator and self._messages == 1
 
     def _read(self, message: bytes, events: list[ChannelEvent]) -> None:
         if self._receive is None:
+            if len(message) == _VERSION_BYTES:
+                if message == self._version:
+                    raise CryptoError("The peer refuses us for our version, which it says is its own.")
+                raise self._other_version(message)
             self._read_handshake(message, events)
             return
         plaintext = self._receive.decrypt(message)
         self._count(self._receive)
-        if not self._missing:
-            size = int.from_bytes(plaintext[:_FRAME_LENGTH_BYTES], "big")
-            if size > self._frame_bytes_max:
-                raise CryptoError(
-                    f"A frame has at most {self._frame_bytes_max} bytes, the peer announces {size}."
-                )
-            plaintext = plaintext[_FRAME_LENGTH_BYTES:]
-            if len(plaintext) != min(size, PLAINTEXT_BYTES_MAX - _FRAME_LENGTH_BYTES):
-                raise CryptoError(
-                    f"A frame of {size} bytes does not begin with a message of {len(plaintext)}."
-                )
-            self._missing = size
-        self._parts.append(plaintext)
-        self._missing -= len(plaintext)
-        if not self._missing:
-            # Only bytes that have arrived are ever held: a length alone allocates nothing.
-            events.append(Frame(b"".join(self._parts)))
-            self._parts.clear()
-
-    def _sealed(self, plaintext: bytes) -> list[bytes]:
-        """One message behind its length."""
-        self._check_alive()
-        assert self._send is not None, "no frame may be sent before the peer has proved who it is"
-        try:
-            message = self._send.encrypt(plaintext)
-        except CryptoError as error:
-            self._die(str(error))
-        self._count(self._send)
-        return [len(message).to_bytes(_LENGTH_BYTES, "big"), message]
+        events.append(Message(plaintext))
 
     def _count(self, cipher: CipherState) -> None:
         if cipher.nonce % self._rekey_messages == 0:
@@ -369,8 +341,7 @@ class SecureChannel:
         self._send = self._receive = None
         del self._handshake, self._static
         self._incoming = bytearray()
-        self._outgoing.clear()
-        self._parts.clear()
+        self._outgoing = []
 
 
 def _padded(payload: bytes) -> bytes:

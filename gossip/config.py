@@ -32,8 +32,8 @@ class DhtConfig:
     k: Annotated[int, Meta(ge=1, le=64)] = 20
     # Queries under way at the same time in one lookup. 3 in the Kademlia paper.
     alpha: Annotated[int, Meta(ge=1, le=16)] = 3
-    # A request that got no answer in this time has failed. Room for a new connection and two round trips of a slow
-    # link.
+    # A request that got no answer in this time after it was sent has failed. Two round trips of a slow link, and a busy
+    # machine.
     request_timeout_s: Timeout = 3.0
     # Look for new nodes in a part of the routing table that was not used for so long. An hour, as in the Kademlia
     # paper; each part costs some ten messages, most of them a few kilobytes of records.
@@ -64,12 +64,14 @@ class ExchangeConfig:
     # How weights travel: f32 (exact), int8 or int4 (blocks of 64 values with one scale each; about 4 and 7 times fewer
     # bytes than f32). Nodes with different codecs understand each other.
     codec: Annotated[str, Meta(extra={"choices": CODECS})] = "int8"
-    # Give up an exchange after so long. A guess: room for a new connection and 4 MiB there and back at 2 MB/s.
+    # Give up an exchange in which nothing has moved for so long. While its weights travel it may take longer, however
+    # slow the connection is (network.floor_bytes_s). A guess: room for a busy machine to answer.
     timeout_s: Timeout = 10.0
     # Replies kept in case that a request comes again because the reply was lost. Without it, such an exchange would
     # count on one side only.
     reply_cache_max: Annotated[int, Meta(ge=1, le=2**16)] = 64
-    # A new node waits so long for somebody whose model it can take over, before it begins from the initial weights.
+    # A new node waits so long for somebody whose model it can take over, before it begins from the initial weights; not
+    # counting the time in which a model is on its way.
     join_patience_s: Duration = 10.0
     # Refuse weights that are further from the initial weights than so many times our own distance plus 0.3 per value
     # (root mean square; it lets a new node take over a trained model).
@@ -124,6 +126,10 @@ class Config:
     # Connections open at the same time; the one that was idle for longest goes first. At most 64 of them may be opened
     # by others.
     connections_max: Annotated[int, Meta(ge=1, le=4096)] = 96
+    # A connection that carries less than so many bytes per second, while something is under way, is given up, and the
+    # peer is left alone for some minutes. A guess: 4 MB take a quarter of an hour at this rate, and a
+    # megabit per second can be shared by thirty connections.
+    floor_bytes_s: Annotated[float, Meta(ge=1, le=1e9)] = 4096.0
     dht: DhtConfig = field(default_factory=DhtConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)

@@ -15,6 +15,7 @@ from msgspec import Struct
 from crypto.identity import PublicKey
 from gossip.dht.ids import NodeId
 from gossip.errors import Reason
+from gossip.net.lanes import Lane
 
 # --- jobs for the Learner, and their results -----------------------------------------------------
 
@@ -143,6 +144,7 @@ class PeerUp(Struct, frozen=True):
 class PeerDown(Struct, frozen=True):
     peer: NodeId
     reason: str
+    slow: bool = False  # it carried less than the floor: another connection would not carry more
 
 
 class DialFailed(Struct, frozen=True):
@@ -156,6 +158,29 @@ class DialFailed(Struct, frozen=True):
 class Received(Struct, frozen=True):
     peer: NodeId
     frame: bytes
+
+
+class Sent(Struct, frozen=True):
+    """The last byte of the frame with this ticket has left the machine, as far as it can tell.
+
+    Every ticket of a `Send` is answered once, by this or by `Unsent`, unless the connection ends before (PeerDown).
+    """
+
+    peer: NodeId
+    ticket: int
+
+
+class Unsent(Struct, frozen=True):
+    """The frame with this ticket will not arrive: there is no connection, its lane was full, or it was recalled."""
+
+    peer: NodeId
+    ticket: int
+
+
+class Progress(Struct, frozen=True):
+    """A large frame moves, to or from this peer. At most once a second for each connection."""
+
+    peer: NodeId
 
 
 class Woken(Struct, frozen=True):
@@ -177,16 +202,30 @@ class Leave(Struct, frozen=True):
     """The operator wants this node to stop: say goodbye, start nothing new."""
 
 
-Event: TypeAlias = PeerUp | PeerDown | DialFailed | Received | Woken | Done | Join | Leave
+Event: TypeAlias = (
+    PeerUp | PeerDown | DialFailed | Received | Sent | Unsent | Progress | Woken | Done | Join | Leave
+)
 
 # --- effects: orders -----------------------------------------------------------------------------
 
 
 class Send(Struct, frozen=True):
-    """Put one frame on the connection to `peer`. If there is none any more, the frame is lost."""
+    """Put one frame on the connection to `peer`. If there is none any more, or the lane is full, the frame is lost.
+
+    Frames of one lane arrive in the order in which they were sent; `control` overtakes `bulk`.
+    """
 
     peer: NodeId
     frame: bytes
+    lane: Lane = Lane.CONTROL
+    ticket: int = 0  # not 0: answered by Sent or Unsent
+
+
+class Recall(Struct, frozen=True):
+    """Nobody wants the frame with this ticket any more: send no more of it. Answered by Unsent, if it was in time."""
+
+    peer: NodeId
+    ticket: int
 
 
 class Dial(Struct, frozen=True):
@@ -303,4 +342,4 @@ News: TypeAlias = (
     Exchanged | Learned | Refused | Connected | Disconnected | Unreachable | Looked | Faulted | StateChanged
 )
 
-Effect: TypeAlias = Send | Dial | Drop | Compute | Persist | Emit
+Effect: TypeAlias = Send | Recall | Dial | Drop | Compute | Persist | Emit

@@ -43,10 +43,14 @@ from gossip.events import (
     PeerDown,
     PeerUp,
     Persist,
+    Progress,
+    Recall,
     Received,
     Refused,
+    Sent,
     StateChanged,
     Unreachable,
+    Unsent,
     Woken,
 )
 from gossip.net.connections import Connection, Connections
@@ -54,7 +58,6 @@ from gossip.net.own_addresses import OwnAddresses
 from gossip.outbox import Fact, Outbox, Turn
 from gossip.protocol import (
     Alone,
-    Answered,
     Banned,
     Context,
     Entered,
@@ -74,7 +77,7 @@ from gossip.wire.canonical import Codec, Message, UnsupportedError, tag_in, tag_
 FAULTS_MAX = 10
 # So long its connections are closed at once. Long enough to cost a flooder, short enough to forgive a fixed bug.
 BAN_S = 60.0
-# Requests in a row without an answer after which a connection counts as dead.
+# Requests in a row without an answer after which a connection counts as dead, if nothing else comes on it either.
 SILENT_MAX = 3
 # Frames of no protocol that both speak, per peer: they cost what a request costs.
 UNSUPPORTED_PER_S = 50.0
@@ -155,17 +158,24 @@ class Node:
         # Who handles a type of event, fact, timer or message.
         self._hears: dict[type, list[tuple[Protocol, Outbox]]] = {}
         self._own: dict[type, Callable[[Any], None]] = {
-            Answered: self._answered,
             Silent: self._silent,
             Ready: self._ready,
             Working: self._worked,
             Alone: self._alone,
             Entered: self._entered,
         }
-        numbers = itertools.count(1).__next__
+        numbers, count = itertools.count(1).__next__, len(self._protocols)
         self._outboxes: dict[str, Outbox] = {}
-        for protocol in self._protocols:
-            out = Outbox(self._turn, self._connections, numbers, owner=protocol, protocol=protocol.name)
+        for index, protocol in enumerate(self._protocols):
+            out = Outbox(
+                self._turn,
+                self._connections,
+                numbers,
+                # The ticket of a frame says whose it is, modulo `count`: of a lost one nothing need be remembered.
+                ticket=itertools.count(count + index, count).__next__,
+                owner=protocol,
+                protocol=protocol.name,
+            )
             self._outboxes[protocol.name] = out
             for kind in protocol.handlers:
                 self._hears.setdefault(kind, []).append((protocol, out))
@@ -252,6 +262,9 @@ class Node:
         kind = type(event)
         if kind is Received:
             self._received(event, now)  # type: ignore[arg-type]
+        elif kind is Sent or kind is Unsent:
+            protocol = self._protocols[event.ticket % len(self._protocols)]  # type: ignore[union-attr]
+            protocol.handle(event, now, self._outboxes[protocol.name])
         elif kind is Done:
             ticket: int = event.ticket  # type: ignore[union-attr]
             assert ticket in self._jobs, f"a result for the unknown ticket {ticket}"
@@ -270,6 +283,8 @@ class Node:
         else:
             if kind is Leave:
                 self._change_state("stopping")
+            elif kind is Progress:
+                self._moving(event, now)  # type: ignore[arg-type]
             self._tell(event, now)
 
     def _tell(self, event: Any, now: float) -> None:
@@ -281,7 +296,7 @@ class Node:
         connection = self._connections.get(peer)
         if connection is None:
             return  # the connection ended while the frame was under way
-        self._connections.used(connection)
+        self._connections.heard(connection, now)
         try:
             message = self._codec.decode(event.frame)
         except UnsupportedError as error:
@@ -306,6 +321,10 @@ class Node:
             self._fault(peer, error, now)
             protocol.refused(incoming, error, now, out)
 
+    def _moving(self, event: Progress, now: float) -> None:
+        if (connection := self._connections.get(event.peer)) is not None:
+            self._connections.heard(connection, now)
+
     def _peer_up(self, event: PeerUp, now: float) -> None:
         self._connections.opened(event, now)
         if self._connections.banned(event.peer, now):
@@ -318,6 +337,8 @@ class Node:
     def _peer_down(self, event: PeerDown, now: float) -> None:
         if not self._connections.closed(event.peer, now):
             return
+        if event.slow:
+            self._connections.too_slow(event.peer, now)
         self._counters.exchanged_with.pop(event.peer, None)
         self._order(Emit(Disconnected(event.peer, event.reason)))
         self._tell(event, now)
@@ -366,7 +387,7 @@ class Node:
         if peer is None:
             raise error
         turn = self._turn
-        turn.effects = [e for e in turn.effects if isinstance(e, Persist | Compute | Dial)]
+        turn.effects = [e for e in turn.effects if isinstance(e, Persist | Compute | Dial | Recall)]
         turn.facts.clear()
         frame = event.frame if isinstance(event, Received) else b""
         self._order(
@@ -416,10 +437,6 @@ class Node:
         for protocol, out in self._hears.get(type(fact), ()):
             protocol.handle(fact, now, out)
 
-    def _answered(self, fact: Answered) -> None:
-        if (connection := self._connections.get(fact.peer)) is not None:
-            connection.silent = 0
-
     def _ready(self, fact: Ready) -> None:
         if fact.peer in self._connections:
             self._connections.ready(fact.peer, fact.protocols, self._turn.effects)
@@ -440,7 +457,8 @@ class Node:
 
     def _silent(self, fact: Silent) -> None:
         """It did not answer a request in time. TCP does not tell when the other end lost its power."""
-        if (connection := self._connections.get(fact.peer)) is not None:
+        connection, patience_s = self._connections.get(fact.peer), self.context.config.dht.request_timeout_s
+        if connection is not None and self._turn.now >= connection.heard_at + patience_s:
             connection.silent += 1
             if connection.silent >= SILENT_MAX:
                 self._order(Drop(fact.peer, f"no answer to {SILENT_MAX} requests in a row"))

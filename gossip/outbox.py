@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from gossip.dht.ids import NodeId
-from gossip.events import Compute, Dial, Drop, Effect, Emit, Job, News, Persist
+from gossip.events import Compute, Dial, Drop, Effect, Emit, Job, News, Persist, Send
 from gossip.net.connections import Connections
 from gossip.wire.canonical import Message, encode
 
@@ -42,33 +42,49 @@ class Outbox:
     Args:
         owner: Gets the results of the jobs ordered here.
         protocol: Its name: peers get its messages only where both speak it.
-        number: Makes tickets.
+        number: Makes tickets of jobs.
+        ticket: A number for one frame that is sent here: `Sent` or `Unsent` with it comes back to this protocol.
     """
 
-    __slots__ = ("_connections", "_number", "_owner", "_protocol", "_turn")
+    __slots__ = ("_connections", "_number", "_owner", "_protocol", "_turn", "ticket")
 
     def __init__(
-        self, turn: Turn, connections: Connections, number: Callable[[], int], *, owner: Any, protocol: str
+        self,
+        turn: Turn,
+        connections: Connections,
+        number: Callable[[], int],
+        *,
+        ticket: Callable[[], int],
+        owner: Any,
+        protocol: str,
     ) -> None:
         self._turn = turn
         self._connections = connections
         self._number = number
         self._owner = owner
         self._protocol = protocol
+        self.ticket = ticket
 
-    def send(self, peer: NodeId, message: Message, *, addresses: Sequence[str] = ()) -> bool:
+    def send(self, peer: NodeId, message: Message, *, addresses: Sequence[str] = (), ticket: int = 0) -> bool:
         """Put a message on the way to `peer`, dialling `addresses` if need be.
+
+        Args:
+            ticket: Of `ticket`, where this protocol wants to hear that the message has left; 0: it does not.
 
         Returns:
             False where that cannot be done now: no connection and no address, too much waits already, or the peer
             does not speak this protocol.
         """
-        return self.send_frame(peer, encode(message), addresses=addresses)
+        return self.send_frame(Send(peer, encode(message), message.lane, ticket), addresses=addresses)
 
-    def send_frame(self, peer: NodeId, frame: bytes, *, addresses: Sequence[str] = ()) -> bool:
+    def send_frame(self, order: Send, *, addresses: Sequence[str] = ()) -> bool:
         """As `send`, for a message that was encoded before."""
         turn = self._turn
-        return self._connections.send(peer, addresses, frame, self._protocol, turn.now, turn.effects)
+        return self._connections.send(order, addresses, self._protocol, turn.now, turn.effects)
+
+    def recall(self, peer: NodeId, ticket: int) -> None:
+        """Nobody wants the frame with this ticket any more: send no more of it, if it has not left."""
+        self._connections.recall(peer, ticket, self._turn.effects)
 
     def compute(self, job: Job, run: bytes, *, peer: NodeId | None = None) -> int:
         """Order a job of the learner of `run`; `Done` with the returned ticket comes back to this protocol.

@@ -65,12 +65,6 @@ class Unsupported(Fact, frozen=True):
     tag: str
 
 
-class Answered(Fact, frozen=True):
-    """`peer` answered a request."""
-
-    peer: NodeId
-
-
 class Silent(Fact, frozen=True):
     """`peer` left a request without an answer."""
 

@@ -2,8 +2,9 @@
 
 number = requests.next()
 requests.ask(peer, Question(number, ...), Answer, why, now, out)    False: it cannot be asked now
-why = requests.answered(peer, answer)                               RemoteError: nothing of the kind was asked
-peer, why = requests.overdue(number)                                None: it was answered meanwhile
+requests.sent(event, now, out)                                      it has left: its time begins
+why = requests.answered(peer, answer, out)                          RemoteError: nothing of the kind was asked
+requests.unsent(ticket, out), requests.overdue(number, out)         it stays unanswered; None: it was answered
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from msgspec import Struct
 
 from gossip.dht.ids import NodeId
 from gossip.errors import Reason, RemoteError
+from gossip.events import Sent
 from gossip.outbox import Outbox, Timer
-from gossip.protocol import Answered, Silent
+from gossip.protocol import Silent
 from gossip.wire.canonical import Message
 
 Why = TypeVar("Why")
@@ -25,6 +27,16 @@ class _Asked(Struct, Generic[Why]):
     peer: NodeId
     answer: type[Message]
     why: Why
+    at: float  # when it was asked
+    ticket: int  # of its frame, until that has left; then 0
+
+
+class Unanswered(Struct, Generic[Why], frozen=True):
+    """A question that is over."""
+
+    peer: NodeId
+    why: Why
+    silent: bool  # it had left this machine: that no answer came says something about the peer
 
 
 class Requests(Generic[Why]):
@@ -32,7 +44,7 @@ class Requests(Generic[Why]):
 
     Args:
         overdue: Type of the timer that names a number; its owner's handler calls `overdue`.
-        timeout_s: Patience with an answer.
+        timeout_s: Patience with an answer, from when the question has left; before that, with a connection.
         limit: More are not asked; `ask` is False then. Our own lookups set the pace, so this is never met honestly.
     """
 
@@ -42,6 +54,7 @@ class Requests(Generic[Why]):
         self._limit = limit
         self._number = 0
         self._open: dict[int, _Asked[Why]] = {}
+        self._leaving: dict[int, int] = {}  # ticket of a frame that has not left -> number of its question
 
     def next(self) -> int:
         self._number += 1
@@ -59,12 +72,34 @@ class Requests(Generic[Why]):
         addresses: Sequence[str] = (),
     ) -> bool:
         """Send `question`, whose field `n` is a number of `next`; `answer` is the type that answers it."""
-        if len(self._open) >= self._limit or not out.send(peer, question, addresses=addresses):
+        if len(self._open) >= self._limit:
+            return False
+        ticket = out.ticket()
+        if not out.send(peer, question, addresses=addresses, ticket=ticket):
             return False
         number: int = question.n  # type: ignore[attr-defined]  # every question has one
-        self._open[number] = _Asked(peer, answer, why)
+        self._open[number] = _Asked(peer, answer, why, now, ticket)
+        self._leaving[ticket] = number
         out.timer(self._timer(number), now + self._timeout_s)
         return True
+
+    def sent(self, event: Sent, now: float, out: Outbox) -> None:
+        """A question has left: its time begins."""
+        number = self._leaving.pop(event.ticket, None)
+        if number is not None:
+            asked = self._open[number]
+            asked.ticket = 0
+            if now > asked.at:  # else the timer stands already
+                out.timer(self._timer(number), now + self._timeout_s)
+
+    def unsent(self, ticket: int, out: Outbox) -> Unanswered[Why] | None:
+        """A question will not arrive."""
+        number = self._leaving.get(ticket)
+        if number is None:
+            return None
+        out.timer(self._timer(number), inf)
+        asked = self._close(number)
+        return Unanswered(asked.peer, asked.why, silent=False)
 
     def answered(self, peer: NodeId, message: Message, out: Outbox) -> Why:
         """Why `message` was asked for, which counts as answered from now on.
@@ -76,25 +111,33 @@ class Requests(Generic[Why]):
         asked = self._open.get(number)
         if asked is None or asked.peer != peer or asked.answer is not type(message):
             raise RemoteError(Reason.UNEXPECTED, f"an answer to a request {number} that is not open")
-        del self._open[number]
+        self._close(number)
         out.timer(self._timer(number), inf)
-        out.fact(Answered(peer))
         return asked.why
 
-    def overdue(self, number: int, out: Outbox) -> tuple[NodeId, Why] | None:
-        """The date of a request has come: who kept silent, and why it was asked."""
-        asked = self._open.pop(number, None)
-        if asked is None:
+    def overdue(self, number: int, out: Outbox) -> Unanswered[Why] | None:
+        """The date of a question has come. Where it has not left, nobody kept silent."""
+        if number not in self._open:
             return None
-        out.fact(Silent(asked.peer))
-        return asked.peer, asked.why
+        asked = self._open[number]
+        silent = asked.ticket == 0
+        self._close(number)
+        if silent:
+            out.fact(Silent(asked.peer))
+        return Unanswered(asked.peer, asked.why, silent)
 
     def lost(self, peer: NodeId, out: Outbox) -> list[Why]:
         """The connection to `peer` is gone: what it was asked stays unanswered."""
         numbers = [number for number, asked in self._open.items() if asked.peer == peer]
         for number in numbers:
             out.timer(self._timer(number), inf)
-        return [self._open.pop(number).why for number in numbers]
+        return [self._close(number).why for number in numbers]
+
+    def _close(self, number: int) -> _Asked[Why]:
+        asked = self._open.pop(number)
+        if asked.ticket:
+            del self._leaving[asked.ticket]
+        return asked
 
     def bounds(self) -> tuple[int, int]:
         return len(self._open), self._limit

@@ -331,7 +331,7 @@ def version(as_json: bool) -> None:
 
     python = ".".join(map(str, sys.version_info[:3]))
     if as_json:
-        from gossip.wire.connection import CHANNEL_VERSION
+        from gossip.net.lanes import CHANNEL_VERSION
 
         _print_json({"version": __version__, "protocol": CHANNEL_VERSION, "python": python})
     else:

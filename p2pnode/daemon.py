@@ -41,6 +41,7 @@ from gossip.events import (
     News,
     PeerUp,
     Persist,
+    Recall,
     Refused,
     Send,
     StateChanged,
@@ -164,6 +165,7 @@ class Daemon:
             limits=limits or Limits(inbound_max=inbound_kept(config.connections_max) + NEWCOMERS),
             # Who said where others reach us knows better than we do: our end may be behind a router.
             reached_at=lambda local: "" if advertise else own_address(local, self._address),
+            floor_bytes_s=config.floor_bytes_s,
         )
         self._worker = Worker(
             learner=learner,
@@ -364,8 +366,8 @@ class Daemon:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case Send(peer, frame):
-                self._peers.send(peer, frame)
+            case Send():
+                self._peers.send(effect)
             case Emit(news):
                 self._tell(news)
             case Compute(ticket, job, _):
@@ -374,6 +376,8 @@ class Daemon:
                 self._store.put(entries, fsync=fsync)
             case Dial():
                 self._peers.dial(effect)
+            case Recall():
+                self._peers.recall(effect)
             case Drop(peer, reason):
                 self._peers.drop(peer, reason)
 
@@ -429,6 +433,7 @@ class Daemon:
             "bytes_in": sum(sizes["in"].values()),
             "bytes_out": sum(sizes["out"].values()),
             "connections": self._peers.facts(),
+            "transfers": self._peers.transfers(),
             "counters": self.counters.as_dict(),
         }
 

@@ -40,8 +40,10 @@ class Failure(StrEnum):
 
     SILENT = "silent"  # connected and said nothing
     SLOW = "slow"  # did not finish the handshake in time
-    STALLED = "stalled"  # stopped in the middle of a frame, or does not read what we send
+    STALLED = "stalled"  # carries less than the floor, or nothing, in the middle of a frame
     CRYPTO = "crypto"  # bytes that are not this protocol, or do not prove what they claim
+    PIECES = "pieces"  # pieces of frames that no sender of ours sends
+    VERSION = "version"  # another version of the channel
     CLOSED = "closed"  # the other end closed
     DUPLICATE = "duplicate"  # there is another connection with this peer
     STRANGER = "stranger"  # not the peer that we dialled

@@ -1,17 +1,17 @@
 """All connections of the daemon: one for each peer, dialled or accepted, and nothing that one does harms another.
 
-The core orders (`send`, `dial`, `drop`: none of them waits), connections report (`PeerUp`, `Received`, `PeerDown`,
-`DialFailed`) into the inbox of the task that owns the core. While the inbox is full, connections stop reading, and
-TCP makes their peers wait: that is the whole of the backpressure inwards. Outwards each connection has a bounded
-queue that loses its oldest frame when it is full.
+The core orders (`send`, `recall`, `dial`, `drop`: none of them waits), connections report (`PeerUp`, `Received`,
+`Sent`, `Progress`, `PeerDown`, `DialFailed`) into the inbox of the task that owns the core. While the inbox is full,
+connections stop reading, and TCP makes their peers wait: that is the whole of the backpressure inwards. Outwards each
+connection has two bounded lanes (`p2pnode.net.lanes`); what a full one does not take is lost, and the core is told.
 
 Which of several connections with one peer is the one, `gossip.net.simultaneous_open` decides.
 """
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
+from typing import Any
 
 import structlog
 import trio
@@ -19,13 +19,25 @@ import trio
 from crypto.identity import Identity
 from crypto.noise import KeyPair
 from gossip.dht.ids import NodeId, node_id
-from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
+from gossip.events import (
+    Dial,
+    DialFailed,
+    Event,
+    PeerDown,
+    PeerUp,
+    Progress,
+    Recall,
+    Received,
+    Send,
+    Sent,
+    Unsent,
+)
 from gossip.net.simultaneous_open import DIAL_S, HANDSHAKE_S, Role, SimultaneousOpen, Word
-from gossip.wire import FRAME_BYTES_MAX
 from p2pnode.address import AddressError
 from p2pnode.door import Door, Limits
 from p2pnode.metrics import Counters, Failure, Turned, increase
-from p2pnode.secure import LinkError, SecureConnection, open_secure
+from p2pnode.net.lanes import Lanes
+from p2pnode.secure import LinkError, open_secure
 from p2pnode.transport import Link, Listener, Transport
 
 # Dials under way at the same time. Three lookups of three, and the exchanges; more would be a bug or an attack.
@@ -34,9 +46,6 @@ DIALS_MAX = 64
 FLUSH_S = 1.0
 # One line in the log about connections turned away, at most every so often.
 TURNED_LOG_S = 10.0
-# Queue of one connection. Both bounds hold; the second is two frames of the largest kind.
-OUTBOX_FRAMES_MAX = 64
-OUTBOX_BYTES_MAX = 2 * FRAME_BYTES_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +70,7 @@ class Peers:
         counters: What is counted.
         limits: On strangers.
         reached_at: Where the peer, and those beside it, can reach us, of our end of a connection; empty: unknown.
+        floor_bytes_s: Of a connection on which something is under way; a slower one is given up.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class Peers:
         counters: Counters,
         limits: Limits | None = None,
         reached_at: Callable[[str], str] = lambda local: "",
+        floor_bytes_s: float,
     ) -> None:
         self._identity = identity
         self._id = node_id(identity.public_key)
@@ -84,6 +95,7 @@ class Peers:
         self._entropy = entropy
         self._counters = counters
         self._reached_at = reached_at
+        self._floor_bytes_s = floor_bytes_s
         self._door = Door(limits or Limits())
         self._open: SimultaneousOpen[_Held] = SimultaneousOpen(self._id)
         # Address being dialled -> the orders that wait for the outcome.
@@ -130,13 +142,23 @@ class Peers:
         if held is not None and held.up is up and held.state is State.PENDING:
             held.state = State.ACTIVE
 
-    def send(self, peer: NodeId, frame: bytes) -> None:
-        """Queue a frame. Lost where there is no connection; where the queue is full, its oldest frames are."""
-        held = self._open.get(peer)
-        if held is None or held.state is not State.ACTIVE:
+    def send(self, order: Send) -> None:
+        """Queue a frame. Lost where there is no connection, or where its lane is full."""
+        held = self._open.get(order.peer)
+        if (
+            held is None
+            or held.state is not State.ACTIVE
+            or not held.lanes.put(order.frame, order.lane, order.ticket)
+        ):
             self._counters.frames_dropped += 1
-        else:
-            self._counters.frames_dropped += held.outbox.put(frame)
+            if order.ticket:
+                self._tell(Unsent(order.peer, order.ticket))
+
+    def recall(self, order: Recall) -> None:
+        """Send no more of a frame, if not all of it has left."""
+        held = self._open.get(order.peer)
+        if held is not None and held.state is State.ACTIVE and held.lanes.give_up(order.ticket):
+            self._tell(Unsent(order.peer, order.ticket))
 
     def dial(self, order: Dial) -> None:
         """Begin to dial. A dial to an address that is being dialled already is answered together with that."""
@@ -146,7 +168,7 @@ class Peers:
             return
         if self._stopping or len(self._dialling) >= DIALS_MAX:
             reason = "stopping" if self._stopping else f"{DIALS_MAX} other dials are under way"
-            self._nursery.start_soon(self._post, DialFailed(order.address, order.peer, reason))
+            self._tell(DialFailed(order.address, order.peer, reason))
             return
         self._dialling[order.address] = [order]
         self._nursery.start_soon(self._dial, order.address)
@@ -178,16 +200,25 @@ class Peers:
             "dialling": len(self._dialling),
         }
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """The large frames under way, for `status`."""
+        return [transfer for _, held in self._open for transfer in held.lanes.transfers()]
+
+    def _tell(self, event: Event) -> None:
+        """Post what an order has brought about at once: the owner must not wait for its own inbox."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._post, event)
+
     # --- from a link to a connection -------------------------------------------------------------------
 
     async def _accepted(self, link: Link) -> None:
         proven = False
         try:
-            connection = await self._proved(link, initiator=False)
+            lanes = await self._proved(link, initiator=False)
             proven = True
             self._door.prove()
-            async with connection:
-                held = await self._agree(connection, address=link.remote, inbound=True)
+            async with lanes:
+                held = await self._agree(lanes, address=link.remote, inbound=True)
                 increase(self._counters.connections, "accepted")
                 await self._serve(held)
         except LinkError as failure:
@@ -199,17 +230,17 @@ class Peers:
 
     async def _dial(self, address: str) -> None:
         try:
-            connection = await self._proved(await self._dialled(address), initiator=True)
+            lanes = await self._proved(await self._dialled(address), initiator=True)
         except LinkError as failure:
             await self._dial_failed(self._dialling.pop(address), failure)
             return
-        async with connection:
-            reached = connection.peer
+        async with lanes:
+            reached = lanes.peer
             refusal: LinkError | None = None
             held: _Held | None = None
             if any(order.peer in (None, reached) for order in self._dialling[address]):
                 try:
-                    held = await self._agree(connection, address=address, inbound=False)
+                    held = await self._agree(lanes, address=address, inbound=False)
                 except LinkError as failure:
                     refusal = failure
                     if failure.failure is Failure.DUPLICATE:
@@ -241,8 +272,8 @@ class Peers:
                 log.debug("dial_failed", address=order.address, reason=failure.failure, detail=reason)
             await self._post(DialFailed(order.address, order.peer, reason))
 
-    async def _proved(self, link: Link, *, initiator: bool) -> SecureConnection:
-        return await open_secure(
+    async def _proved(self, link: Link, *, initiator: bool) -> Lanes:
+        connection = await open_secure(
             link,
             identity=self._identity,
             network=self._network,
@@ -250,6 +281,7 @@ class Peers:
             static=self._static,
             entropy=self._entropy,
         )
+        return Lanes(connection, floor_bytes_s=self._floor_bytes_s)
 
     async def _until_up(self, peer: NodeId) -> None:
         """Wait until the core has been told of the other one: only then "already connected" is true for it."""
@@ -259,7 +291,7 @@ class Peers:
 
     # --- one for each peer -------------------------------------------------------------------------------
 
-    async def _agree(self, connection: SecureConnection, *, address: str, inbound: bool) -> "_Held":
+    async def _agree(self, lanes: Lanes, *, address: str, inbound: bool) -> "_Held":
         """Agree with the peer that this connection is the one, and take it.
 
         Raises:
@@ -267,24 +299,24 @@ class Peers:
         """
         if self._stopping:
             raise LinkError(Failure.CLOSED, "We are stopping.")
-        peer = connection.peer
-        local = self._reached_at(connection.link.local)
-        held = _Held(connection, PeerUp(peer, connection.key, address, inbound, local))
+        peer = lanes.peer
+        local = self._reached_at(lanes.local)
+        held = _Held(lanes, PeerUp(peer, lanes.key, address, inbound, local))
         if self._open.role(peer) is Role.DECIDER:
             word, replaced = self._open.decide(peer, held, inbound=inbound, now=trio.current_time())
             if word is Word.DUPLICATE:
-                await connection.send(word.value)
+                await lanes.say(word.value)
                 raise LinkError(Failure.DUPLICATE, "We keep the connection that we have.")
             held.replace(replaced)
             try:
-                await connection.send(word.value)
+                await lanes.say(word.value)
             except LinkError:
                 await self._release(held)
                 raise
             return held
         first = b""
         with trio.move_on_after(HANDSHAKE_S):
-            first = await connection.receive()
+            first = await lanes.hear()
         if first == Word.DUPLICATE.value:
             raise LinkError(Failure.DUPLICATE, "The peer keeps the connection that it has.")
         if first != Word.ACCEPTED.value:
@@ -314,28 +346,39 @@ class Peers:
                 nursery.start_soon(self._read, held)
                 nursery.start_soon(self._write, held)
         increase(self._counters.connections, "closed")
-        await self._post(PeerDown(held.up.peer, held.reason))
+        await self._post(PeerDown(held.up.peer, held.reason, held.slow))
         await self._release(held)
 
     async def _read(self, held: "_Held") -> None:
+        peer = held.up.peer
         try:
             while True:
-                frame = await held.connection.receive()
-                self._counters.frame("in", frame)
-                if held.state is not State.CLOSING:
-                    await self._post(Received(held.up.peer, frame))
+                moved = await held.lanes.read()
+                for frame in moved.frames:
+                    self._counters.frame("in", frame)
+                    await self._report(held, Received(peer, frame))
+                if moved.progress:
+                    await self._report(held, Progress(peer))
         except LinkError as failure:
             self._lost(held, failure)
 
     async def _write(self, held: "_Held") -> None:
+        peer = held.up.peer
         try:
-            while (frame := await held.outbox.get()) is not None:
-                self._counters.frame("out", frame)
-                await held.connection.send(frame)
+            while (moved := await held.lanes.write()) is not None:
+                for frame in moved.frames:
+                    self._counters.frame("out", frame)
+                if moved.progress:
+                    await self._report(held, Progress(peer))
+                for ticket in moved.tickets:
+                    await self._report(held, Sent(peer, ticket))
             # The reader goes on: the peer closes when it has read all, or `flush` gives up.
-            await held.connection.finish()
         except LinkError as failure:
             self._lost(held, failure)
+
+    async def _report(self, held: "_Held", event: Event) -> None:
+        if held.state is not State.CLOSING:
+            await self._post(event)
 
     def _flush(self, held: "_Held", reason: str) -> None:
         self._open.closing(held.up.peer, held)
@@ -343,6 +386,7 @@ class Peers:
 
     def _lost(self, held: "_Held", failure: LinkError) -> None:
         self._open.closing(held.up.peer, held)
+        held.slow = failure.failure is Failure.STALLED
         if held.end(str(failure)):
             increase(self._counters.connections_lost, failure.failure)
             if failure.failure is not Failure.CLOSED:
@@ -358,14 +402,14 @@ class Peers:
 class _Held:
     """The one connection with one peer."""
 
-    def __init__(self, connection: SecureConnection, up: PeerUp) -> None:
-        self.connection = connection
+    def __init__(self, lanes: Lanes, up: PeerUp) -> None:
+        self.lanes = lanes
         self.up = up
         self.state = State.PENDING
         self.posted = False  # `up` is in the inbox
-        self.outbox = Outbox()
         self.scope = trio.CancelScope()
         self.reason = ""
+        self.slow = False  # it ends because it carried too little
         self.gone = trio.Event()  # its PeerDown is in the inbox
         # `gone` of the connection that it replaces. Not that connection itself: each would keep the one before it in
         # memory, back to the first.
@@ -382,7 +426,7 @@ class _Held:
         if not self.reason:
             self.reason = reason
         self.state = State.CLOSING
-        self.outbox.finish()
+        self.lanes.finish()
         self.scope.deadline = min(self.scope.deadline, trio.current_time() + FLUSH_S)
 
     def end(self, reason: str) -> bool:
@@ -393,45 +437,3 @@ class _Held:
         self.state = State.CLOSING
         self.scope.cancel()
         return first
-
-
-class Outbox:
-    """Frames on their way to one peer, oldest first, bounded in number and bytes."""
-
-    def __init__(self) -> None:
-        self._frames: deque[bytes] = deque()
-        self._bytes = 0
-        self._finished = False
-        self._changed = trio.lowlevel.ParkingLot()
-
-    def put(self, frame: bytes) -> int:
-        """Queue `frame`; returns how many older ones had to go.
-
-        The oldest goes first: whoever waited for it has probably given up, and the newest answers a question that
-        is still open.
-        """
-        assert not self._finished
-        self._frames.append(frame)
-        self._bytes += len(frame)
-        pushed_out = 0
-        while len(self._frames) > OUTBOX_FRAMES_MAX or (
-            self._bytes > OUTBOX_BYTES_MAX and len(self._frames) > 1
-        ):
-            self._bytes -= len(self._frames.popleft())
-            pushed_out += 1
-        self._changed.unpark_all()
-        return pushed_out
-
-    async def get(self) -> bytes | None:
-        """The oldest frame; None when no more will come. For one task."""
-        while not self._frames:
-            if self._finished:
-                return None
-            await self._changed.park()
-        frame = self._frames.popleft()
-        self._bytes -= len(frame)
-        return frame
-
-    def finish(self) -> None:
-        self._finished = True
-        self._changed.unpark_all()

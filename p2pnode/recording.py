@@ -6,7 +6,7 @@ each order that it gave. It has no private key: signatures are kept instead, and
 same order. It has no training data either; but messages are among the events, and messages carry weights
 (docs/simulation.md, "Replaying a daemon", says what else).
 
-Format, version 1, big-endian:
+Format, version 2, big-endian:
 
     magic "p2pnode-trace\\0" (14) | version (1)
     then records: length of the body (4) | CRC-32 of the body (4) | body, msgpack
@@ -44,7 +44,7 @@ from p2pnode import __version__
 from p2pnode.errors import ExitCode, UserError
 
 MAGIC = b"p2pnode-trace\0"
-VERSION = 1
+VERSION = 2  # 1 was of p2pnode 0.1: other events and orders
 _PREFIX = struct.Struct(">II")
 # An event carries one frame; what a node has kept is a few megabytes at most (65,536 authors of 100 bytes).
 RECORD_BYTES_MAX = FRAME_BYTES_MAX + 16 * 2**20
@@ -52,7 +52,7 @@ RECORD_BYTES_MAX = FRAME_BYTES_MAX + 16 * 2**20
 TRACE_MB = 256
 # Digest of an order, for comparison only.
 DIGEST_BYTES = 8
-ORDERS = ("Send", "Dial", "Drop", "Compute", "Persist", "Emit")
+ORDERS = ("Send", "Recall", "Dial", "Drop", "Compute", "Persist", "Emit")
 
 Signatures: TypeAlias = list[Annotated[bytes, Meta(min_length=64, max_length=64)]]
 
@@ -112,7 +112,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _entries: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 _EVENTS: dict[str, msgspec.msgpack.Decoder[Event]] = {
     name: msgspec.msgpack.Decoder(getattr(events, name))
-    for name in ("PeerUp", "PeerDown", "DialFailed", "Received", "Woken", "Join", "Leave")
+    for name in (
+        *("PeerUp", "PeerDown", "DialFailed", "Received", "Sent", "Unsent", "Progress"),
+        *("Woken", "Join", "Leave"),
+    )
 }
 _RESULTS: dict[str, type] = {
     name: getattr(events, name)

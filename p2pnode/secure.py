@@ -1,35 +1,35 @@
-"""An encrypted, authenticated connection: frames of a peer who has proved its key, over any link.
+"""An encrypted, authenticated connection: messages of a peer who has proved its key, over any link.
 
 `crypto.channel` decides what the bytes mean; this file gives it a stream and a clock. Whatever strangers do to the
 port (random bytes, an HTTP request, half a handshake, silence) ends here as one LinkError with one sentence.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import trio
 
-from crypto.channel import Established, Frame, SecureChannel
+from crypto.channel import Established, Message, SecureChannel, VersionError
 from crypto.errors import CryptoError
 from crypto.identity import Identity, PublicKey
 from crypto.noise import KeyPair
 from gossip.dht.ids import NodeId, node_id
+from gossip.net.lanes import CHANNEL_VERSION
 from gossip.net.simultaneous_open import HANDSHAKE_S
-from gossip.wire.canonical import FRAME_BYTES_MAX
-from gossip.wire.connection import CHANNEL_VERSION
 from p2pnode.metrics import Failure
 from p2pnode.transport import Link
 
 # An honest dialler speaks at once; one round trip of a bad link.
 FIRST_BYTE_S = 2.0
-# A frame may take so long, plus its size at the slowest rate: a peer that trickles must not hold buffers for ever.
-# At 16 KiB/s the largest frame takes 4 minutes. A guess: slower is a peer that holds our
-# buffers, not one that learns.
-STALL_S = 10.0
-BYTES_PER_S_MIN = 16 * 1024
 # One read from the link. Large enough that a shard of 4 MiB takes few turns of the event loop.
 RECEIVE_BYTES = 2**18
+
+_CLOSED = "The peer closed the connection during the handshake."
+# What 0.1 does when it is dialled by us.
+_CLOSED_AT_ONCE = (
+    "The peer closed the connection before it answered: it speaks the protocol of p2pnode 0.1 and has to be updated, "
+    "or it takes no more connections."
+)
 
 
 class LinkError(Exception):
@@ -46,9 +46,10 @@ class LinkError(Exception):
 
 
 class SecureConnection(trio.abc.AsyncResource):
-    """Frames in both directions. One task may send and one may receive at the same time; more senders take turns.
+    """Messages in both directions. One task may send and one may receive at the same time.
 
-    Made by `open_secure`. Closing is abrupt: use `finish` first where the last frames matter.
+    Made by `open_secure`. Closing is abrupt: use `finish` first where the last messages matter. How long anything may
+    take is the caller's business.
     """
 
     def __init__(self, link: Link, channel: SecureChannel, key: PublicKey, early: list[bytes]) -> None:
@@ -56,72 +57,63 @@ class SecureConnection(trio.abc.AsyncResource):
         self.key = key
         self.peer: NodeId = node_id(key)
         self._channel = channel
-        self._arrived = deque(early)
-        self._sending = trio.Lock()
-        # While a frame is arriving: when it has to be complete, without its bytes.
-        self._partial_since = math.inf
-        self._partial_bytes = 0
+        self._early = early  # messages that came with the end of the handshake
 
-    async def send(self, frame: bytes) -> None:
-        """Send one frame, at most FRAME_BYTES_MAX bytes. Returns when the link has taken it.
+    async def send(self, messages: Iterable[bytes]) -> None:
+        """Put messages on the link, in order and at once. Returns when the link has taken them.
+
+        Whoever is cancelled meanwhile has to close the connection: a part of a message may be on its way.
 
         Raises:
-            LinkError: the connection is dead, or the peer does not read.
+            LinkError: the connection is dead.
         """
-        async with self._sending:
-            try:
-                with trio.move_on_after(_allowed_s(len(frame))) as scope:
-                    for piece in self._channel.seal_frame(frame):
-                        await self.link.send_all(piece)
-            except CryptoError as error:
-                raise LinkError(Failure.CRYPTO, str(error)) from error
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise LinkError(Failure.CLOSED, "The connection broke while we sent.") from error
-            if scope.cancelled_caught:
-                self._channel.close()  # part of a message is on its way: nothing sensible can follow
-                raise LinkError(
-                    Failure.STALLED, f"The peer did not take a frame of {len(frame)} bytes in time."
-                )
+        try:
+            await self.link.send_all(self._channel.seal(*messages))
+        except CryptoError as error:
+            raise LinkError(Failure.CRYPTO, str(error)) from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise LinkError(Failure.CLOSED, "The connection broke while we sent.") from error
 
-    async def receive(self) -> bytes:
-        """The next frame. Waits as long as the peer is silent between frames.
+    async def writable(self) -> None:
+        """Wait until the link may take more.
 
         Raises:
-            LinkError: closed, broken, forged, or stalled in the middle of a frame.
+            LinkError: the connection is dead.
         """
-        while not self._arrived:
-            data = b""
-            with trio.move_on_at(self._partial_since + _allowed_s(self._partial_bytes)) as scope:
-                data = await _read(self.link)
-            if scope.cancelled_caught:
-                raise LinkError(
-                    Failure.STALLED, f"The peer stalled after {self._partial_bytes} bytes of a frame."
-                )
-            if not data:
-                raise LinkError(Failure.CLOSED, "The peer closed the connection.")
-            self._take(data)
-        return self._arrived.popleft()
+        try:
+            await self.link.wait_send_all_might_not_block()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise LinkError(Failure.CLOSED, "The connection broke while we sent.") from error
 
-    def _take(self, data: bytes) -> None:
+    async def receive(self) -> tuple[list[bytes], int]:
+        """The messages that are complete with what the link brings next, perhaps none; and how many bytes it brought.
+
+        Raises:
+            LinkError: closed, broken or forged.
+        """
+        if self._early:
+            messages, self._early = self._early, []
+            return messages, 0
+        data = await _read(self.link)
+        if not data:
+            raise LinkError(Failure.CLOSED, "The peer closed the connection.")
         try:
             events = self._channel.receive_data(data)
         except CryptoError as error:
             raise LinkError(Failure.CRYPTO, str(error)) from error
-        self._arrived.extend(event.data for event in events if isinstance(event, Frame))
-        if self._arrived:
-            # Something may have begun behind the last frame; its clock starts with its next bytes.
-            self._partial_since, self._partial_bytes = math.inf, 0
-        else:
-            self._partial_since = min(self._partial_since, trio.current_time())
-            self._partial_bytes += len(data)
+        return [event.data for event in events if isinstance(event, Message)], len(data)
+
+    @property
+    def partial(self) -> bool:
+        """Whether a part of a message has arrived, whose rest has not."""
+        return self._channel.partial
 
     async def finish(self) -> None:
-        """Say that no more frames will come. What was sent arrives; receiving goes on."""
-        async with self._sending:
-            try:
-                await self.link.send_eof()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it has gone already, which is all that we wanted to bring about
+        """Say that no more messages will come. What was sent arrives; receiving goes on. Not while sending."""
+        try:
+            await self.link.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it has gone already, which is all that we wanted to bring about
 
     async def aclose(self) -> None:
         self._channel.close()
@@ -156,7 +148,6 @@ async def open_secure(
         version=CHANNEL_VERSION,
         initiator=initiator,
         entropy=entropy,
-        frame_bytes_max=FRAME_BYTES_MAX,
         static=static,
     )
     connection: SecureConnection | None = None
@@ -180,6 +171,7 @@ async def _handshake(link: Link, channel: SecureChannel, *, initiator: bool) -> 
             await link.send_all(channel.data_to_send())
         key: PublicKey | None = None
         early: list[bytes] = []
+        heard = False
         # Only who was dialled may expect to hear something at once.
         patience = math.inf if initiator else FIRST_BYTE_S
         while key is None:
@@ -191,7 +183,10 @@ async def _handshake(link: Link, channel: SecureChannel, *, initiator: bool) -> 
                     Failure.SILENT, f"Expected a handshake, got not a byte in {FIRST_BYTE_S:g} s."
                 )
             if not data:
-                raise LinkError(Failure.CLOSED, "The peer closed the connection during the handshake.")
+                raise LinkError(
+                    Failure.CLOSED, _CLOSED if heard else _CLOSED_AT_ONCE if initiator else _CLOSED
+                )
+            heard = True
             patience = math.inf
             for event in channel.receive_data(data):
                 if isinstance(event, Established):
@@ -201,6 +196,9 @@ async def _handshake(link: Link, channel: SecureChannel, *, initiator: bool) -> 
             answer = channel.data_to_send()
             if answer:
                 await link.send_all(answer)
+    except VersionError as error:
+        await _send_last_word(link, channel)
+        raise LinkError(Failure.VERSION, _other_version(error.theirs)) from error
     except CryptoError as error:
         raise LinkError(Failure.CRYPTO, str(error)) from error
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -217,5 +215,16 @@ async def _read(link: Link) -> bytes:
     return data if isinstance(data, bytes) else bytes(data)
 
 
-def _allowed_s(size_bytes: int) -> float:
-    return STALL_S + size_bytes / BYTES_PER_S_MIN
+async def _send_last_word(link: Link, channel: SecureChannel) -> None:
+    """Tell a peer of another version which one is ours."""
+    try:
+        await link.send_all(channel.data_to_send())
+        await link.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # it did not wait for that
+
+
+def _other_version(theirs: int) -> str:
+    program = "the protocol of p2pnode 0.1" if theirs == 1 else f"version {theirs} of the protocol"
+    older = "The peer has to be updated." if theirs < CHANNEL_VERSION else "Update this node."
+    return f"The peer speaks {program}, we speak version {CHANNEL_VERSION}. {older}"

@@ -28,6 +28,7 @@ def status_text(status: Mapping[str, Any]) -> str:
         ("refused", reasons(status.get("refused"))),
         ("by peers", reasons(status.get("refused_by_peers"))),
     ]
+    rows += [("under way", transfer_text(transfer)) for transfer in status.get("transfers") or ()]
     if status.get("log_lines_dropped"):
         rows.append(("log", f"{whole(status['log_lines_dropped'])} lines could not be written"))
     return pairs(rows)
@@ -42,6 +43,20 @@ def task_text(facts: Mapping[str, Any]) -> str:
         else:
             rows.append((name, value))
     return pairs(rows)
+
+
+def transfer_text(transfer: Mapping[str, Any]) -> str:
+    """`offer to 1f00b2c4d5e6, 0.4 of 1.1 MB, 118 kB/s, 6s left`."""
+    figures = [transfer.get(key) for key in ("bytes", "of", "bytes_per_s")]
+    if not all(map(_is_number, figures)):
+        return "–"
+    done, size, rate = map(float, figures)  # type: ignore[arg-type]  # they are numbers
+    way = "to" if transfer.get("direction") == "out" else "from"
+    left = f", {duration((size - done) / rate)} left" if rate > 0 else ""
+    return (
+        f"{transfer.get('kind', '')} {way} {str(transfer.get('peer', ''))[:12]}, "
+        f"{done / 1e6:.1f} of {size / 1e6:.1f} MB, {rate / 1e3:.0f} kB/s{left}"
+    )
 
 
 def peers_text(peers: Sequence[Mapping[str, Any]]) -> str:

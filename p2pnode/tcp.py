@@ -19,6 +19,8 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # that died in the backlog (accept(2), "error handling"), and the next one may be fine.
 _OURS = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
 _ALL_INTERFACES = ("0.0.0.0", "::")
+# Linux and macOS. Elsewhere the system takes as many bytes as its buffer holds, and a ping waits behind them.
+_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 class TcpLink(Link):
@@ -40,6 +42,13 @@ class TcpLink(Link):
     @property
     def local(self) -> str:
         return self._local
+
+    def hold_unsent(self, size_bytes: int) -> None:
+        if _NOTSENT_LOWAT is not None:
+            try:
+                self._stream.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size_bytes)
+            except OSError:
+                pass  # the connection has ended, which the next read or write will say
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)

@@ -24,6 +24,9 @@ class Link(trio.abc.HalfCloseableStream):
     def local(self) -> str:
         """Address of our end: host:port. Of a connection that we dialled, not the port on which we listen."""
 
+    def hold_unsent(self, size_bytes: int) -> None:
+        """Take about so many bytes that cannot be sent yet, and no more: what is more urgent waits behind them."""
+
 
 class Listener(Protocol):
     """Where others reach us, until `aclose`."""

@@ -17,6 +17,7 @@ KNOCK = 1  # ... whom the dialler wants, its life
 ANSWER = 2  # ... the lives of who answers and of who dialled, and why not; the word, where who answers is the decider
 OPENED = 3  # ... the life that answered: the third leg of the handshake, and the word, where the dialler is the decider
 CLOSED = 4  # ... why
+PROGRESS = 11  # ... nothing: something large is on its way
 # Those of one machine:
 WAKE = 5  # life
 TRAINED = 6  # life, ticket, training job
@@ -24,6 +25,7 @@ JOB = 7  # life, ticket, job
 CALL = 8  # what to do
 RISEN = 9  # life, connection, to whom: the same moment as OPENED at the other end
 GIVE_UP = 10  # life, connection
+LEFT = 12  # life, connection (its end) and the piece of it that has left its uplink; or nothing
 
 Deferred: TypeAlias = Callable[[], None]
 # (date, index of the machine that caused it, how many it had caused, kind, whom it concerns, ...)

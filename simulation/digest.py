@@ -21,9 +21,12 @@ from gossip.events import (
     Offered,
     PeerDown,
     PeerUp,
+    Progress,
     Received,
     Rescued,
     Responded,
+    Sent,
+    Unsent,
     Woken,
 )
 
@@ -34,7 +37,9 @@ _STAMP = struct.Struct("<dBI")  # date, kind, bytes of the frame
 _MADE = struct.Struct("<dBIQd")  # date, kind, bytes of the payload, ticket, its clip limit or norm
 _KIND: dict[type, int] = {
     kind: number
-    for number, kind in enumerate((PeerUp, PeerDown, DialFailed, Received, Woken, Done, Join, Leave))
+    for number, kind in enumerate(
+        (PeerUp, PeerDown, DialFailed, Received, Woken, Done, Join, Leave, Sent, Unsent, Progress)
+    )
 }
 _RECEIVED, _DONE = _KIND[Received], _KIND[Done]
 _encode = msgspec.msgpack.Encoder().encode

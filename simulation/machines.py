@@ -69,9 +69,10 @@ class Observer(Protocol):
 class Link:
     """One end of an open connection; the other end has one of the same name until it is closed there."""
 
-    __slots__ = ("name", "peer", "since")
+    __slots__ = ("line", "name", "peer", "since")
 
     def __init__(self, name: int, peer: "Host", since: float) -> None:
+        self.line: Any = None  # its lanes, where links have a bandwidth (simulation/uplinks.py)
         self.name = name  # of all connections ever, only this one's
         self.peer = peer
         self.since = since  # when it opened at this end
@@ -118,6 +119,7 @@ class Host:
         "saved",
         "slowness",
         "train_s",
+        "uplink",
         "wakes",
         "wakes_at_once",
         "worker",
@@ -136,6 +138,7 @@ class Host:
         self.saved: SavedModel | None = None  # what Save wrote
         self.here = True  # False: another world carries it out (`simulation.windows`)
         self.digest = EventDigest()
+        self.uplink: Any = None  # where links have a bandwidth (simulation/uplinks.py)
         self.pushed = 0  # heap entries that it has caused
         self.links: dict[NodeId, Link] = {}
         self.dials: dict[int, Dialling] = {}  # by the name of the connection to be

@@ -15,6 +15,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from gossip.net.lanes import Lane
+
 Endpoint: TypeAlias = (
     Hashable  # the index of a node in the world, its NodeId, or its address: the caller's choice
 )
@@ -178,8 +180,13 @@ class LinkModel:
             return self._fixed + math.exp(sender.gauss(self._mu, self.settings.jitter_sigma))
         return self._fixed + sender.rng.expovariate(1.0 / self._spread)
 
-    def fates(self, source: Endpoint, target: Endpoint, size_bytes: int, now: float) -> list[float]:
+    def fates(
+        self, source: Endpoint, target: Endpoint, size_bytes: int, now: float, *, lane: Lane | None = None
+    ) -> list[float]:
         """What becomes of a frame sent now.
+
+        Args:
+            lane: In which it has left its source, at `now`. None: it queues for the uplink first.
 
         Returns:
             The delays in seconds after which copies arrive: empty where it is lost, two where it is
@@ -188,7 +195,7 @@ class LinkModel:
         settings = self.settings
         sender = self._senders.get(source) or self._sender_of(source)
         delay = self._delay(sender)
-        if settings.bandwidth_bytes_s:
+        if settings.bandwidth_bytes_s and lane is None:
             start = sender.free_at
             if start < now:
                 start = now

@@ -32,6 +32,7 @@ from gossip.events import (
     PeerDown,
     PeerUp,
     Persist,
+    Recall,
     Received,
     Send,
 )
@@ -247,6 +248,8 @@ def _order(effect: Effect) -> str:
     match effect:
         case Send(peer, frame):
             return f"Send {_tag(frame)} of {len(frame)} bytes to {peer.hex()[:8]}"
+        case Recall(peer, ticket):
+            return f"Recall {ticket} to {peer.hex()[:8]}"
         case Dial(address):
             return f"Dial {printable(address, 60)}"
         case Drop(peer, reason):

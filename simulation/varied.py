@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from gossip.net.lanes import PIECE_BYTES_MAX, PIECE_BYTES_MIN, Lane
+from gossip.net.pace import WRITE_S
 from simulation.geography import Geography
 from simulation.nat import Nat
 from simulation.network import Endpoint, LinkModel, LinkSettings, Partition, Sender
@@ -46,9 +48,8 @@ class VariedLinks(LinkModel):
         self._geography = geography
         self._salt = salt
         self._trace: dict[Pair, Steps] = read_trace(settings.trace) if settings.trace else {}
-        self._backlog: dict[
-            Endpoint, tuple[float, float]
-        ] = {}  # node -> (date, bytes that wait at its downlink)
+        # node -> (date, bytes that wait at its downlink: of control, of bulk)
+        self._backlog: dict[Endpoint, tuple[float, float, float]] = {}
         # Of the frame that is being looked at.
         self._more_s = 0.0
         self._factor = 1.0
@@ -63,11 +64,15 @@ class VariedLinks(LinkModel):
         """One draw of the one-way delay of the link that was entered last."""
         return (super()._delay(sender) + self._more_s) * self._factor
 
-    def fates(self, source: Endpoint, target: Endpoint, size_bytes: int, now: float) -> list[float]:
+    def fates(
+        self, source: Endpoint, target: Endpoint, size_bytes: int, now: float, *, lane: Lane | None = None
+    ) -> list[float]:
         self._enter(source, target, now)
-        delays = super().fates(source, target, size_bytes, now)
+        delays = super().fates(source, target, size_bytes, now, lane=lane)
         if self.settings.downlink_bytes_s and delays:
-            delays = [self._through_downlink(source, target, size_bytes, delay, now) for delay in delays]
+            delays = [
+                self._through_downlink(source, target, size_bytes, delay, now, lane) for delay in delays
+            ]
         return delays
 
     def reliable(self, source: Endpoint, target: Endpoint, now: float) -> float | None:
@@ -110,21 +115,36 @@ class VariedLinks(LinkModel):
         return steps.at(now) if steps is not None else (0.0, 0.0)
 
     def _through_downlink(
-        self, source: Endpoint, target: Endpoint, size_bytes: int, delay: float, now: float
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        size_bytes: int,
+        delay: float,
+        now: float,
+        lane: Lane | None,
     ) -> float:
         """Frames queue for the downlink of their target: a leaky bucket, filled at the date of arrival.
 
+        Control waits for one piece of bulk at most: senders do not send more than the downlink takes, or TCP would not
+        let the small overtake.
         Frames are looked at when they are sent. One that arrives before another that was sent before it finds the bytes
         of that one in the bucket, and waits a little too long.
         """
         rate = self.settings.downlink_bytes_s
         arrival = now + delay
-        last, waiting = self._backlog.get(target, (arrival, 0.0))
+        last, control, bulk = self._backlog.get(target, (arrival, 0.0, 0.0))
         if arrival > last:
-            waiting = max(0.0, waiting - (arrival - last) * rate)
+            drained = (arrival - last) * rate
+            bulk = max(0.0, bulk - max(0.0, drained - control))
+            control = max(0.0, control - drained)
             last = arrival
-        waiting += size_bytes
-        self._backlog[target] = (last, waiting)
+        if lane is Lane.CONTROL:
+            control += size_bytes
+            waiting = control + min(bulk, PIECE_BYTES_MAX, max(PIECE_BYTES_MIN, rate * WRITE_S))
+        else:
+            bulk += size_bytes
+            waiting = control + bulk
+        self._backlog[target] = (last, control, bulk)
         sender = self._senders[source]
         queued = sender.last.get(target) == arrival  # it keeps its place behind those before it
         delay += waiting / rate

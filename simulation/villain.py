@@ -24,6 +24,7 @@ from gossip.errors import RemoteError
 from gossip.events import Effect, Event, PeerDown, PeerUp, Persist, Received, Send, Woken
 from gossip.learning.codec import code, pack, payload_bytes, unpack, value
 from gossip.learning.task import RunInfo
+from gossip.net.lanes import LIMITS, Lane
 from gossip.node import Node
 from gossip.outbox import Outbox
 from simulation.machines import Host
@@ -126,7 +127,7 @@ class Villain:
             out.append(send)
             return
         if self._act.startswith("poison_"):
-            send = Send(send.peer, self._poisoned(send.frame))
+            send = msgspec.structs.replace(send, frame=self._poisoned(send.frame))
         self._said.append((send.peer, send.frame))
         del self._said[:-REMEMBERED]
         if self._act == "reordered":
@@ -181,7 +182,7 @@ class Villain:
 
     def _hostile(self, peer: NodeId, frame: bytes, out: list[Effect]) -> None:
         self._mark(frame, self._act)
-        out.append(Send(peer, frame))
+        out.append(Send(peer, frame, _lane(frame)))
 
     def _forge(self, peer: NodeId, out: list[Effect]) -> None:
         """An offer in our name that is not signed, one with another payload than it says, one in the name of another,
@@ -328,3 +329,8 @@ def _kind(frame: bytes) -> str:
     if len(frame) < 5 or frame[1:3] != b"\xa1_":
         return ""
     return frame[4 : 4 + max(0, frame[3] - 0xA0)].decode("ascii", "replace")
+
+
+def _lane(frame: bytes) -> Lane:
+    """Where a node would send it: what is too large for control by bulk."""
+    return Lane.CONTROL if len(frame) <= LIMITS[Lane.CONTROL].frame_bytes else Lane.BULK

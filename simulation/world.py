@@ -37,17 +37,20 @@ from gossip.events import (
     Leave,
     News,
     Persist,
+    Recall,
     Received,
     Refused,
     Save,
     Saved,
     Send,
+    Sent,
     Train,
+    Unsent,
     Woken,
 )
 from gossip.net.simultaneous_open import SimultaneousOpen
 from simulation.adversaries import Adversaries, verifier
-from simulation.agenda import CALL, FRAME, JOB, TRAINED, WAKE, Agenda, Letter
+from simulation.agenda import CALL, FRAME, JOB, LEFT, PROGRESS, TRAINED, WAKE, Agenda, Letter
 from simulation.batched import Batches, TrainingJob
 from simulation.checkers import ExchangeChecker
 from simulation.connections import Connections
@@ -57,6 +60,7 @@ from simulation.machines import Host, Observer, Parts, address_of
 from simulation.scenario import Scenario
 from simulation.seeds import Seeds
 from simulation.signatures import Signatures
+from simulation.uplinks import Uplink, Uplinks
 from simulation.varied import VariedLinks, geography_of, links_of
 
 Answer = TypeVar("Answer")
@@ -124,6 +128,8 @@ class World:
         self._batches: Batches[Any, Any] = Batches(parts.train, lanes=scenario.compute.lanes)
         self.agenda = Agenda()
         self._connections = Connections(self, scenario.faults.silence_s)
+        bandwidth = scenario.network.bandwidth_bytes_s
+        self._uplinks = Uplinks(self, bandwidth) if bandwidth else None
         self._checker = ExchangeChecker(parts.run_id, replay) if check else None
         self._tap = adversaries.watch(tap) if adversaries is not None else tap
         self._observer = observer
@@ -189,6 +195,9 @@ class World:
             elif kind == JOB:
                 if first == host.life:
                     self.deliver(host, Done(second, self._work(host, third)))
+            elif kind in (LEFT, PROGRESS):
+                assert self._uplinks is not None, "they come from uplinks"
+                self._uplinks.step(kind, host, first, second, third)
             else:
                 self._connections.step(kind, host, first, second, third)
         self.now = until
@@ -276,6 +285,7 @@ class World:
             train_s = compute.train_s * rng.lognormvariate(0.0, compute.spread_sigma)
             host = Host(index, identity, address_of(index), train_s)
             host.here = here is None or index in here
+            host.uplink = Uplink()
             hosts.append(host)
         slow = round(compute.stragglers * len(hosts))
         for index in self.seeds.random("stragglers").sample(range(len(hosts)), slow):
@@ -373,7 +383,9 @@ class World:
                 if kind is Emit:
                     self._hear(host, effect.news)  # type: ignore[union-attr]
                 elif kind is Send:
-                    self._send(host, effect.peer, effect.frame)  # type: ignore[union-attr,arg-type]
+                    answer = self._send(host, effect)  # type: ignore[arg-type]
+                    if answer is not None:
+                        ready.append(answer)
                 elif kind is Compute:
                     result = self._compute(host, effect.ticket, effect.job)  # type: ignore[union-attr]
                     if result is not None:
@@ -382,9 +394,13 @@ class World:
                     self._persist(host, effect)  # type: ignore[arg-type]
                 elif kind is Dial:
                     self._connections.dial(host, effect.address, effect.peer)  # type: ignore[union-attr]
-                else:
-                    assert kind is Drop, f"unknown effect {kind.__name__}"
+                elif kind is Drop:
                     self._drop(host, effect.peer, effect.reason)  # type: ignore[union-attr,arg-type]
+                else:
+                    assert kind is Recall, f"unknown effect {kind.__name__}"
+                    answer = self._recall(host, effect)  # type: ignore[arg-type]
+                    if answer is not None:
+                        ready.append(answer)
             if host.doomed:
                 self._die(host)
                 return
@@ -402,20 +418,33 @@ class World:
 
     # --- effects out ------------------------------------------------------------------------------------
 
-    def _send(self, host: Host, peer: NodeId, frame: bytes) -> None:
-        link = host.links.get(peer)
+    def _send(self, host: Host, order: Send) -> Event | None:
+        """Puts a frame on the way. What its node hears of that at once, if anything."""
+        link = host.links.get(order.peer)
         if link is None:
-            return
-        target = link.peer
+            return Unsent(order.peer, order.ticket) if order.ticket else None
+        frame = order.frame
         self.messages += 1
         self.bytes_sent += len(frame)
         if self._checker is not None:
             self._checker.sent(host.key, frame, self.now)
-        now = self.now
+        if self._uplinks is not None:
+            return self._uplinks.send(host, link, order)
+        now, target = self.now, link.peer
         for delay in self.network.fates(host.index, target.index, len(frame), now):
             self.agenda.travel(now + delay, FRAME, host, target, link.name, frame)
+        return Sent(order.peer, order.ticket) if order.ticket else None
+
+    def _recall(self, host: Host, order: Recall) -> Event | None:
+        link = host.links.get(order.peer)
+        if link is None or self._uplinks is None:
+            return None
+        return self._uplinks.recall(host, link, order)
 
     def _drop(self, host: Host, peer: NodeId, reason: str) -> None:
+        link = host.links.get(peer)
+        if link is not None and self._uplinks is not None:
+            self._uplinks.flush(host, link)
         self._connections.drop(host, peer, reason)
 
     def _compute(self, host: Host, ticket: int, job: Job) -> JobResult | None:
@@ -486,6 +515,7 @@ class World:
         host.worker = None
         host.doomed = False
         host.life += 1
+        host.uplink = Uplink()
         self._connections.end(host, silent=silent)
 
     def _strike_rng(self, host: Host) -> Random:

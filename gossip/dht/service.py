@@ -16,7 +16,7 @@ from gossip.dht.records import contact_elsewhere, contact_of, open_record, sign_
 from gossip.dht.routing import Contact, RoutingTable
 from gossip.dht.store import OWNED_PART, SAMPLE_MAX, RecordStore
 from gossip.errors import Reason, RemoteError
-from gossip.events import Looked, PeerDown, Refused
+from gossip.events import Looked, PeerDown, Refused, Sent, Unsent
 from gossip.outbox import Outbox, Timer
 from gossip.protocol import Context, Entered, Incoming, Protocol, Provide, ProviderFound, Ready, Unreached
 from gossip.requests import Requests
@@ -111,6 +111,8 @@ class Dht(Protocol):
             Unreached: self._unreached,
             Entered: self._enter,
             Provide: self._provide,
+            Sent: self._requests.sent,
+            Unsent: self._unsent,
             RequestOverdue: self._overdue,
             QuerySlow: self._slow,
             WalkDue: self._walk_due,
@@ -154,9 +156,14 @@ class Dht(Protocol):
     def _overdue(self, timer: RequestOverdue, now: float, out: Outbox) -> None:
         asked = self._requests.overdue(timer.number, out)
         if asked is not None:
-            peer, lookup = asked
-            self.table.failed(peer, now)
-            self._fail(lookup, peer, now, out)
+            if asked.silent:
+                self.table.failed(asked.peer, now)
+            self._fail(asked.why, asked.peer, now, out)
+
+    def _unsent(self, event: Unsent, now: float, out: Outbox) -> None:
+        asked = self._requests.unsent(event.ticket, out)
+        if asked is not None:
+            self._fail(asked.why, asked.peer, now, out)
 
     def _fail(self, lookup: int, peer: NodeId, now: float, out: Outbox) -> None:
         running = self._running.get(lookup)

@@ -1,1 +1,1 @@
-"""Who is connected, how a node enters the network, and what two peers say first."""
+"""Connections: who is up, how frames share one, how fast it is, what two peers say first. No sockets."""

@@ -15,7 +15,7 @@ from crypto.identity import PublicKey
 from gossip.addresses import is_loopback
 from gossip.dht.ids import NodeId
 from gossip.errors import Reason, RemoteError
-from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Send
+from gossip.events import Dial, DialFailed, Drop, Effect, PeerUp, Recall, Send
 
 # What two peers speak before they have said what they speak.
 AT_FIRST = {"connection": 1}
@@ -27,6 +27,8 @@ NEWCOMERS = 8
 # Rest after the first failed dial, doubled for each further one, up to the second figure. Guesses near libp2p's.
 BACKOFF_S = 1.0
 BACKOFF_S_MAX = 300.0
+# Rest of a peer that is slower than the floor: links change their rate within minutes, if they do. A guess.
+SLOW_S = 300.0
 # Failures beyond so many wait no longer: 2^9 s is above the limit. Counted no further, since a power of two that grows
 # with what strangers do overflows after 1,024 of them.
 BACKOFFS_COUNTED = 10
@@ -53,7 +55,8 @@ class Connection(Struct):
     )  # what both speak, and the version
     unsupported: dict[str, None] = field(default_factory=dict)  # tags that it was told we do not know
     faults: int = 0  # what the peer did wrong on this connection
-    silent: int = 0  # requests in a row that it did not answer
+    silent: int = 0  # requests in a row that it did not answer, while nothing at all came from it
+    heard_at: float = 0.0  # when something came from it, or something large last moved
     budget: float = 0.0  # tokens for requests, see `Connections.spend`
     budget_at: float = 0.0
     used: int = 0  # when it was last used, counted in uses of any connection
@@ -61,7 +64,7 @@ class Connection(Struct):
 
 class _Waiting(Struct):
     addresses: list[str]  # still to be tried, after the one being dialled
-    frames: list[tuple[str, bytes]]  # and their protocols
+    frames: list[tuple[str, Send]]  # and their protocols
 
 
 class Connections:
@@ -103,45 +106,55 @@ class Connections:
         return failure is not None and now < failure[1]
 
     def send(
-        self,
-        node: NodeId,
-        addresses: Sequence[str],
-        frame: bytes,
-        protocol: str,
-        now: float,
-        out: list[Effect],
+        self, order: Send, addresses: Sequence[str], protocol: str, now: float, out: list[Effect]
     ) -> bool:
         """Send now, or dial and wait first. False: not possible now (no address, resting, too much waits already, or
         the peer does not speak this protocol)."""
+        node = order.peer
         connection = self._up.get(node)
         if connection is not None:
             if protocol in connection.protocols:
                 self._uses += 1
                 connection.used = self._uses
-                out.append(Send(node, frame))
+                out.append(order)
                 return True
             if connection.ready:
                 return False
         waiting = self._waiting.get(node)
         if waiting is None:
             if connection is not None:
-                self._waiting[node] = _Waiting([], [(protocol, frame)])
+                self._waiting[node] = _Waiting([], [(protocol, order)])
                 return True
             if addresses and not self.resting(node, now) and not self.banned(node, now):
-                self._waiting[node] = _Waiting(list(addresses[1:]), [(protocol, frame)])
+                self._waiting[node] = _Waiting(list(addresses[1:]), [(protocol, order)])
                 out.append(Dial(addresses[0], node))
                 return True
         elif len(waiting.frames) < WAITING_MAX:
-            waiting.frames.append((protocol, frame))
+            waiting.frames.append((protocol, order))
             return True
         self.lost_frames += 1
         return False
+
+    def recall(self, node: NodeId, ticket: int, out: list[Effect]) -> None:
+        """Nobody wants this frame any more: send no more of it."""
+        waiting = self._waiting.get(node)
+        if waiting is not None:
+            waiting.frames = [(name, order) for name, order in waiting.frames if order.ticket != ticket]
+        elif node in self._up:
+            out.append(Recall(node, ticket))
 
     def opened(self, event: PeerUp, now: float) -> None:
         self._uses += 1
         nearby = is_loopback(event.address) or is_loopback(event.local)
         self._up[event.peer] = Connection(
-            event.key, event.address, event.inbound, now, nearby=nearby, budget_at=now, used=self._uses
+            event.key,
+            event.address,
+            event.inbound,
+            now,
+            nearby=nearby,
+            heard_at=now,
+            budget_at=now,
+            used=self._uses,
         )
         self._inbound += event.inbound
 
@@ -154,10 +167,11 @@ class Connections:
         self._failures.pop(node, None)
         waiting = self._waiting.pop(node, None)
         if waiting is not None:
-            out.extend(Send(node, frame) for protocol, frame in waiting.frames if protocol in protocols)
+            out.extend(order for protocol, order in waiting.frames if protocol in protocols)
 
-    def used(self, connection: Connection) -> None:
-        """Something was sent or received: it is the last to be dropped as idle."""
+    def heard(self, connection: Connection, now: float) -> None:
+        """Something came: the peer is there, and the connection is the last to be dropped as idle."""
+        connection.silent, connection.heard_at = 0, now
         self._uses += 1
         connection.used = self._uses
 
@@ -189,6 +203,11 @@ class Connections:
         self._failures[node] = (failures, now + pause)
         if len(self._failures) > BACKOFFS_MAX:
             del self._failures[next(iter(self._failures))]
+
+    def too_slow(self, node: NodeId, now: float) -> None:
+        """The connection to it carried less than the floor: do not dial it for a while."""
+        self.rest(node, now)
+        self._failures[node] = (self._failures[node][0], now + SLOW_S)
 
     def ban(self, node: NodeId, until: float) -> None:
         self._banned[node] = until

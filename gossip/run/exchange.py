@@ -13,6 +13,9 @@ A newcomer (age 0) offers too, gets the responder's state instead of a change, a
 itself a newcomer adopts what it was offered. A responder that is too far away to follow stays where it is and answers
 with a change all the same (`events.Rescued`); the initiator cannot tell, and the sum moves by its half.
 
+The patience with an answer begins when the offer has left, and begins anew as long as weights move between the two: how
+long that takes is the link's business.
+
 A node has at most two offers of a shard on the way, to different peers, and serves others meanwhile: each side applies
 its half to its *current* weights, so the sum is kept whatever overlaps (docs/decisions/0002). The responder keeps its
 replies, so that an offer repeated because the reply was lost is answered without being applied twice. A lost reply that
@@ -24,7 +27,7 @@ Order of checks for what arrives: size (wire), budget (node), author, signature,
 import hashlib
 from math import ceil, inf, nan
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from crypto.errors import CryptoError
 from crypto.identity import PublicKey, Signature
@@ -49,13 +52,15 @@ from gossip.events import (
     Rescued,
     Respond,
     Responded,
+    Send,
     Taken,
 )
 from gossip.learning.codec import payload_bytes
-from gossip.learning.task import RunInfo
+from gossip.net.lanes import Lane
 from gossip.net.patience import Patience
-from gossip.outbox import Fact, Outbox, Timer
-from gossip.protocol import Answered, Context, Silent
+from gossip.outbox import Outbox, Timer
+from gossip.protocol import Context, Silent
+from gossip.run.holding import Ended, Holding, Lasting
 from gossip.run.reply_cache import ReplyCache
 from gossip.wire.canonical import encode
 from gossip.wire.exchange import (
@@ -88,43 +93,15 @@ MOVES_MAX = 2
 IN_FLIGHT_MAX = 2
 # Offers that are over and may still be heard of, ours and withdrawn ones: those of the last minute or so. A guess.
 CLOSED_MAX = 64
+# Offers of the partner that may arrive while we wait for its reply, each with the progress that its weights made. An
+# honest one has few, and waits for ours then; one that sends and sends, and never answers, would make us wait for ever.
+OVERTAKEN_MAX = 4
 # A repetition costs as much as the offer: no offer is repeated before it could have come and gone at this rate, which
 # any machine reaches. 4 MiB wait for a second. A guess.
 REPEATED_BYTES_PER_S = 2**22
 # In a refusal of what no run of ours is asked for.
 NO_RUN = bytes(32)
 EMPTY_HASH = hashlib.sha256(b"").digest()
-
-
-class Holding(Struct):
-    """What a node holds of one run.
-
-    Args:
-        info: The run.
-        ages: Local steps behind each shard, 0 for a newcomer.
-    """
-
-    info: RunInfo
-    ages: list[int]
-    moves: dict[NodeId, int] = field(
-        default_factory=dict
-    )  # offers worked on since our last round began, by peer
-    alone: bool = True  # no more than one partner is known
-
-    def new_round(self, *, alone: bool) -> None:
-        self.moves.clear()
-        self.alone = alone
-
-
-class Ended(Fact, frozen=True):
-    """An exchange that we initiated is over."""
-
-    run: bytes
-    number: int
-    peer: NodeId
-    shard: int
-    reason: Reason | None  # None: applied
-    crossed: bool = False  # given up for the partner's own offer: this pair is exchanging all the same
 
 
 class Overdue(Timer, frozen=True):
@@ -140,7 +117,11 @@ class _Outgoing(Struct):
     contact: Contact
     state: str  # offering, waiting, finishing; withdrawn: offering no more
     age: int
-    since: float = 0.0
+    begun: float  # when the exchange began
+    since: float = 0.0  # when the offer left for the first time; until then, when it was put on the way
+    moved_at: float = 0.0  # when it was last put on the way, or something large between the two last moved
+    ticket: int = 0  # of the offer, until it has left
+    overtaken: int = 0  # offers of the partner that have arrived meanwhile
     hash: bytes = b""
     frame: bytes = b""
     clip: float = inf  # the largest change that we accept back
@@ -176,7 +157,7 @@ class Exchanges:
         self._closed: dict[bytes, None] = {}  # offers, by the hash of their header, that are over
         self.patience = Patience()
 
-    def open(self, holding: Holding) -> None:
+    def hold(self, holding: Holding) -> None:
         """Take part in the exchanges of one more run."""
         assert holding.info.id not in self._holdings
         self._holdings[holding.info.id] = holding
@@ -204,7 +185,7 @@ class Exchanges:
         assert not self.full(holding, shard)
         self._number += 1
         age = holding.ages[shard]
-        outgoing = _Outgoing(holding, self._number, shard, contact, "offering", age, since=now)
+        outgoing = _Outgoing(holding, self._number, shard, contact, "offering", age, begun=now)
         self._outgoing[outgoing.number] = outgoing
         self._compute(outgoing, Offer(shard, self._config.codec), out)
         return outgoing.number
@@ -239,24 +220,88 @@ class Exchanges:
         for outgoing in list(self._outgoing.values()):
             if outgoing.contact.node == peer and outgoing.state == "waiting":
                 self._refused(peer, Reason.TIMEOUT, "the connection went, or none could be made", False, out)
+                outgoing.ticket = 0
                 self._end(outgoing, Reason.TIMEOUT, out)
 
-    def overdue(self, number: int, now: float, out: Outbox) -> None:
-        """The deadline of an exchange has come: repeat the offer once, then give up."""
+    def sent(self, ticket: int, now: float, out: Outbox) -> Lasting | None:
+        """A frame has left: if it was an offer, we begin to wait for the answer.
+
+        Returns:
+            The exchange, where that is another date than when the offer was put on the way.
+        """
+        outgoing = self._sending(ticket)
+        if outgoing is None:
+            return None
+        outgoing.ticket = 0
+        if now == outgoing.moved_at:
+            return None
+        if not outgoing.repeated:
+            outgoing.since = now
+        self._wait(outgoing, now, out)
+        return Lasting(outgoing.holding.info.id, outgoing.number, outgoing.begun)
+
+    def unsent(self, ticket: int, out: Outbox) -> None:
+        """A frame will not arrive."""
+        outgoing = self._sending(ticket)
+        if outgoing is not None:
+            outgoing.ticket = 0
+            self._refused(outgoing.contact.node, Reason.TIMEOUT, "our offer could not be sent", False, out)
+            self._end(outgoing, Reason.TIMEOUT, out)
+
+    def progress(self, peer: NodeId, now: float, out: Outbox) -> list[Lasting]:
+        """Something large moves between us and `peer`: the exchanges with it that go on."""
+        lasting = []
+        for outgoing in self._outgoing.values():
+            if (
+                outgoing.contact.node == peer
+                and outgoing.state == "waiting"
+                and outgoing.overtaken <= OVERTAKEN_MAX
+            ):
+                lasting.append(Lasting(outgoing.holding.info.id, outgoing.number, outgoing.begun))
+                self._wait(outgoing, now, out)
+        return lasting
+
+    def leaving(self, number: int | None) -> bool:
+        """Whether the offer of this exchange goes out on a connection and has not left whole."""
+        outgoing = self._outgoing.get(number) if number is not None else None
+        return (
+            outgoing is not None
+            and outgoing.ticket != 0
+            and outgoing.contact.node in self._context.connections
+        )
+
+    def _sending(self, ticket: int) -> _Outgoing | None:
+        for outgoing in self._outgoing.values():
+            if outgoing.ticket == ticket:
+                return outgoing
+        return None
+
+    def overdue(self, number: int, now: float, out: Outbox) -> bool:
+        """The deadline of an exchange has come: repeat the offer once, then give up.
+
+        Returns:
+            False where nobody is late, because the offer has not left or the answer is here.
+        """
         outgoing = self._outgoing.get(number)
         if outgoing is None or outgoing.state != "waiting":
-            return
+            return False
         peer = outgoing.contact.node
-        if not outgoing.repeated and out.send_frame(
-            peer, outgoing.frame, addresses=outgoing.contact.addresses
-        ):
-            outgoing.repeated = True
-            out.timer(Overdue(number), now + 2.0 * self._patience_s(peer, outgoing.frame))
-            return
+        if outgoing.ticket:
+            limit = outgoing.moved_at + self._config.timeout_s
+            if now < limit:
+                out.timer(Overdue(number), limit)
+                return False
+            self._refused(peer, Reason.TIMEOUT, "our offer did not leave", False, out)
+            self._end(outgoing, Reason.TIMEOUT, out)
+            return True
+        first, outgoing.repeated = not outgoing.repeated, True
+        if first and self._put(outgoing, now, out):
+            return True
         self.patience.silent(peer)
         out.fact(Silent(peer))
         self._refused(peer, Reason.TIMEOUT, "no answer to our offer", False, out)
         self._end(outgoing, Reason.TIMEOUT, out)
+        return True
 
     def offered(
         self, peer: NodeId, key: PublicKey, message: OfferMessage, ready: bool, now: float, out: Outbox
@@ -266,10 +311,12 @@ class Exchanges:
         Args:
             ready: False while we are leaving: refuse.
         """
+        for outgoing in self._outgoing.values():
+            outgoing.overtaken += outgoing.contact.node == peer
         digest = hashlib.sha256(message.header).digest()
         reply = self.replies.get(digest, peer)
         if reply is not None:
-            out.send_frame(peer, reply)
+            out.send_frame(reply)
             return
         if digest in self._closed or (
             self._incoming and any(incoming.hash == digest for incoming in self._incoming.values())
@@ -348,9 +395,9 @@ class Exchanges:
         shard = outgoing.shard
         self._check_parties(key, header.author, header.to)
         self._check_signature(key, Purpose.REPLY, message.header, message.signature)
-        # From the first sending, also after a repetition: too long at worst, which is the safe side.
+        # From when the offer left first, also after a repetition: too long at worst, which is the safe side. Of a slow
+        # link this includes the way of the weights.
         self.patience.answered(peer, now - outgoing.since)
-        out.fact(Answered(peer))
         ages = outgoing.holding.ages
         if header.verdict == "refused":
             reason = Reason(header.reason) if header.reason in _REASONS else Reason.UNEXPECTED
@@ -495,13 +542,27 @@ class Exchanges:
         outgoing.frame = encode(OfferMessage(header, result.payload, signature))
         outgoing.hash = hashlib.sha256(header).digest()
         outgoing.state = "waiting"
-        outgoing.since = now
         outgoing.clip = result.clip
-        contact = outgoing.contact
-        if out.send_frame(contact.node, outgoing.frame, addresses=contact.addresses):
-            out.timer(Overdue(outgoing.number), now + self._patience_s(contact.node, outgoing.frame))
-        else:
+        if not self._put(outgoing, now, out):
             self._end(outgoing, Reason.TIMEOUT, out)
+
+    def _put(self, outgoing: _Outgoing, now: float, out: Outbox) -> bool:
+        """Put the offer on the way; False where that cannot be done now. Our patience begins when it has left."""
+        contact, ticket = outgoing.contact, out.ticket()
+        order = Send(contact.node, outgoing.frame, Lane.BULK, ticket)
+        if not out.send_frame(order, addresses=contact.addresses):
+            return False
+        outgoing.ticket = ticket
+        if not outgoing.repeated:
+            outgoing.since = now  # until we hear that it has left
+        self._wait(outgoing, now, out)
+        return True
+
+    def _wait(self, outgoing: _Outgoing, now: float, out: Outbox) -> None:
+        """Something has moved: from now on, for an answer. If the offer has not left, `overdue` waits longer."""
+        outgoing.moved_at = now
+        patience = self._patience_s(outgoing.contact.node, outgoing.frame)
+        out.timer(Overdue(outgoing.number), now + patience * (2.0 if outgoing.repeated else 1.0))
 
     def _incoming_done(self, incoming: _Incoming, result: JobResult, now: float, out: Outbox) -> None:
         shard, peer, key, digest = incoming.shard, incoming.peer, incoming.key, incoming.hash
@@ -599,12 +660,15 @@ class Exchanges:
             )
         )
         signature = self._identity.sign(Purpose.REPLY, self._network, header)
-        frame = encode(ReplyMessage(header, payload, signature))
-        self.replies.keep(offer, peer, frame, now)
-        out.send_frame(peer, frame)
+        message = ReplyMessage(header, payload, signature)
+        reply = Send(peer, encode(message), message.lane)
+        self.replies.keep(offer, reply, now)
+        out.send_frame(reply)
 
     def _end(self, outgoing: _Outgoing, reason: Reason | None, out: Outbox, *, crossed: bool = False) -> None:
         del self._outgoing[outgoing.number]
+        if outgoing.ticket:
+            out.recall(outgoing.contact.node, outgoing.ticket)
         if outgoing.hash:
             self._close(outgoing.hash)
         out.timer(Overdue(outgoing.number), inf)

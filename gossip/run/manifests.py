@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from gossip.dht.ids import NodeId
 from gossip.errors import Reason, RemoteError
-from gossip.events import PeerDown, Refused
+from gossip.events import PeerDown, Refused, Sent, Unsent
 from gossip.learning.task import RunInfo
 from gossip.outbox import Outbox, Timer
 from gossip.protocol import Context, Held, Incoming, Protocol, Ready
@@ -51,6 +51,8 @@ class Runs(Protocol):
         self.handlers = {
             Ready: self._ready,
             PeerDown: self._down,
+            Sent: self._requests.sent,
+            Unsent: self._unsent,
             ManifestOverdue: self._overdue,
             Holds: self._holds,
             GetManifest: self._asked,
@@ -67,6 +69,9 @@ class Runs(Protocol):
 
     def _overdue(self, timer: ManifestOverdue, now: float, out: Outbox) -> None:
         self._requests.overdue(timer.number, out)
+
+    def _unsent(self, event: Unsent, now: float, out: Outbox) -> None:
+        self._requests.unsent(event.ticket, out)
 
     def _spend(self, event: Incoming, now: float) -> None:
         self.context.connections.charge(event.peer, now, rate=MESSAGES_PER_S, burst=MESSAGES_BURST)

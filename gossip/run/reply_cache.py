@@ -2,6 +2,7 @@
 on one side only."""
 
 from gossip.dht.ids import NodeId
+from gossip.events import Send
 
 # Replies kept in memory, whatever their number: eight of the largest. 64 states for newcomers would be 256 MiB.
 REPLIES_BYTES_MAX = 2**25
@@ -19,29 +20,30 @@ class ReplyCache:
     def __init__(self, *, replies_max: int, keep_s: float) -> None:
         self._replies_max = replies_max
         self._keep_s = keep_s
-        # Hash of an offer's header -> to whom, frame, date: oldest first.
-        self._replies: dict[bytes, tuple[NodeId, bytes, float]] = {}
+        # Hash of an offer's header -> reply, date: oldest first.
+        self._replies: dict[bytes, tuple[Send, float]] = {}
         self._of: dict[NodeId, dict[bytes, None]] = {}  # the same offers, oldest first, by peer
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._replies)
 
-    def get(self, offer: bytes, peer: NodeId) -> bytes | None:
-        """The frame that answered this offer of this peer."""
+    def get(self, offer: bytes, peer: NodeId) -> Send | None:
+        """What answered this offer of this peer."""
         known = self._replies.get(offer)
-        return known[1] if known is not None and known[0] == peer else None
+        return known[0] if known is not None and known[0].peer == peer else None
 
-    def keep(self, offer: bytes, peer: NodeId, frame: bytes, now: float) -> None:
+    def keep(self, offer: bytes, reply: Send, now: float) -> None:
+        peer = reply.peer
         self.forget(offer)  # of another peer, which sent the same header and was refused
         theirs = self._of.get(peer)
         if theirs and len(theirs) * REPLIES_SHARE >= self._replies_max:
             self.forget(next(iter(theirs)))
-        self._replies[offer] = (peer, frame, now)
+        self._replies[offer] = (reply, now)
         self._of.setdefault(peer, {})[offer] = None
-        self._bytes += len(frame)
+        self._bytes += len(reply.frame)
         while len(self._replies) > 1:
-            oldest, (_, _, date) = next(iter(self._replies.items()))
+            oldest, (_, date) = next(iter(self._replies.items()))
             if (
                 len(self._replies) <= self._replies_max
                 and self._bytes <= REPLIES_BYTES_MAX
@@ -53,11 +55,12 @@ class ReplyCache:
     def forget(self, offer: bytes) -> None:
         kept = self._replies.pop(offer, None)
         if kept is not None:
-            self._bytes -= len(kept[1])
-            theirs = self._of[kept[0]]
+            reply, _ = kept
+            self._bytes -= len(reply.frame)
+            theirs = self._of[reply.peer]
             del theirs[offer]
             if not theirs:
-                del self._of[kept[0]]
+                del self._of[reply.peer]
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         return {"replies": (len(self._replies), self._replies_max)}

@@ -6,11 +6,12 @@ from itertools import chain
 from gossip.dht.ids import NodeId
 from gossip.dht.routing import Contact
 from gossip.errors import Reason, RemoteError
-from gossip.events import Done, Leave, PeerDown
+from gossip.events import Done, Leave, PeerDown, Progress, Sent, Unsent
 from gossip.learning.task import RunInfo
 from gossip.outbox import Outbox
 from gossip.protocol import Banned, Context, Held, Incoming, Protocol, ProviderFound, Ready, Unreached
-from gossip.run.exchange import Ended, Exchanges, Overdue
+from gossip.run.exchange import Exchanges, Overdue
+from gossip.run.holding import Ended
 from gossip.run.session import (
     FORGET_FAILURES,
     PartnerLate,
@@ -49,6 +50,9 @@ class Exchange(Protocol):
             ReplyMessage: self._replied,
             Ready: self._ready,
             PeerDown: self._lost,
+            Sent: self._sent,
+            Unsent: self._unsent,
+            Progress: self._progress,
             Unreached: self._unreached,
             Banned: self._banned,
             Held: self._held,
@@ -102,6 +106,21 @@ class Exchange(Protocol):
     def _lost(self, event: PeerDown, now: float, out: Outbox) -> None:
         self._contacts.pop(event.peer, None)
         self.exchanges.lost(event.peer, now, out)
+        if event.slow:
+            self._forget(event.peer)
+
+    def _sent(self, event: Sent, now: float, out: Outbox) -> None:
+        left = self.exchanges.sent(event.ticket, now, out)
+        if left is not None:
+            self.sessions[left.run].left(left.number, event.peer, now, out)
+
+    def _unsent(self, event: Unsent, now: float, out: Outbox) -> None:
+        self.exchanges.unsent(event.ticket, out)
+
+    def _progress(self, event: Progress, now: float, out: Outbox) -> None:
+        """Something large moves between us and a peer: it lives, and a model may be on its way."""
+        for lasting in self.exchanges.progress(event.peer, now, out):
+            self.sessions[lasting.run].lasts(lasting, event.peer, now, out)
 
     def _unreached(self, fact: Unreached, now: float, out: Outbox) -> None:
         self.exchanges.lost(fact.peer, now, out)
@@ -121,9 +140,9 @@ class Exchange(Protocol):
         self.sessions[timer.run].due(timer, now, out)
 
     def _overdue(self, timer: Overdue, now: float, out: Outbox) -> None:
-        self.exchanges.overdue(timer.number, now, out)
-        for session in self.sessions.values():
-            session.overdue(timer.number, now, out)
+        if self.exchanges.overdue(timer.number, now, out):
+            for session in self.sessions.values():
+                session.overdue(timer.number, now, out)
 
     def _ended(self, end: Ended, now: float, out: Outbox) -> None:
         self.sessions[end.run].ended(end, now, out)

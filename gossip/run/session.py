@@ -16,7 +16,8 @@ from gossip.learning.task import RunInfo
 from gossip.net.sampling import Membership
 from gossip.outbox import Outbox, Timer
 from gossip.protocol import Context, Provide, Working
-from gossip.run.exchange import Ended, Exchanges, Holding
+from gossip.run.exchange import Exchanges
+from gossip.run.holding import Ended, Holding, Lasting
 from gossip.snapshot import RunView
 
 # Partners tried in one round while they answer "busy" or are late.
@@ -78,7 +79,7 @@ class Session:
         self._exchanges = exchanges
         ages = persisted.ages(context.store, info, has_model)
         self.holding = Holding(info, ages)
-        exchanges.open(self.holding)
+        exchanges.hold(self.holding)
         self.pool = Membership(
             context.own, pool_max=context.config.membership.pool_max, key=context.entropy(16)
         )
@@ -138,7 +139,9 @@ class Session:
             case RoundDue():
                 self._begin_round(now, out)
             case PartnerLate():
-                self._next_exchange(now, out)
+                # While our offer is leaving, the partner is not late; our link is slow.
+                if not self._exchanges.leaving(self._awaited):
+                    self._next_exchange(now, out)
             case PatienceOver():
                 self._begin_alone(out)
             case SaveDue():
@@ -186,11 +189,31 @@ class Session:
             if partner is None:
                 continue
             self._awaited = self._exchanges.initiate(self.holding, shard, partner, now, out)
-            late_s = self._exchanges.patience.late_s(partner.node)
-            if late_s > 0:
-                out.timer(self._partner_late, now + late_s)
+            self._wait(partner.node, now, out)
             return
         self._end_round(now, out)
+
+    def _wait(self, partner: NodeId, now: float, out: Outbox) -> None:
+        """From now on, until the partner of this round is late."""
+        late_s = self._exchanges.patience.late_s(partner)
+        if late_s > 0:
+            out.timer(self._partner_late, now + late_s)
+
+    def left(self, number: int, partner: NodeId, now: float, out: Outbox) -> None:
+        """An offer has left, so that its partner can begin to answer."""
+        if number == self._awaited:
+            self._wait(partner, now, out)
+
+    def lasts(self, exchange: Lasting, partner: NodeId, now: float, out: Outbox) -> None:
+        """Weights are on their way, to or from the partner of this exchange."""
+        if not self._joined:
+            out.timer(PatienceOver(self.info.id), now + self._config.exchange.join_patience_s)
+        elif exchange.number != self._awaited:
+            return
+        elif now > exchange.begun + self._config.exchange.timeout_s:
+            self._end_round(now, out)  # the exchange goes on, and so do we
+        else:
+            self._wait(partner, now, out)
 
     def _draw(self, shard: int, now: float) -> Contact | None:
         """A random holder of `shard` that can be offered to now."""

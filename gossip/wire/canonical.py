@@ -26,9 +26,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gossip.errors import Reason, RemoteError
+from gossip.net.lanes import BULK_BYTES_MAX, Lane
 
-# One shard at float32 (2**20 values) and its header and signature, rounded up.
-FRAME_BYTES_MAX = 2**22 + 2**16
+FRAME_BYTES_MAX = BULK_BYTES_MAX
 PAYLOAD_BYTES_MAX = 2**22
 # A signed record. BEP 44 allows 1,000 bytes, for which eight addresses of full length are too many; twice that leaves
 # room for kinds to come (a certificate with its chain, a checkpoint with its hashes).
@@ -58,6 +58,11 @@ Text: TypeAlias = Annotated[str, Meta(max_length=200)]  # for people; escaped be
 
 class Message(Struct, frozen=True, tag_field="_", forbid_unknown_fields=True):
     """Base of all messages. Fields stand in bytewise order of their names: that is the canonical order."""
+
+    @property
+    def lane(self) -> Lane:
+        """How it travels: all that is small by `control`; the class of a message with a payload says otherwise."""
+        return Lane.CONTROL
 
 
 class UnsupportedError(RemoteError):

@@ -6,8 +6,6 @@ from msgspec import Meta
 
 from gossip.wire.canonical import U32, Message, Record, Text, Word
 
-# Of the encrypted channel, in the prologue of its handshake. It stays: what is said inside grows by `hello`.
-CHANNEL_VERSION = 2
 # Protocols of one node, and versions of one protocol that a node speaks at the same time. Guesses, far above today's.
 PROTOCOLS_MAX = 64
 VERSIONS_MAX = 8

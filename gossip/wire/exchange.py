@@ -5,6 +5,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from gossip.net.lanes import Lane
 from gossip.wire.canonical import (
     PAYLOAD_BYTES_MAX,
     U32,
@@ -32,6 +33,10 @@ class OfferMessage(Message, frozen=True, tag="offer"):
     payload: Payload  # Q(x_i - A)
     signature: Bytes64  # of the header, purpose OFFER
 
+    @property
+    def lane(self) -> Lane:
+        return Lane.BULK if self.payload else Lane.CONTROL
+
 
 class ReplyMessage(Message, frozen=True, tag="reply"):
     """Leg 2 of an exchange, or a refusal, which is signed too."""
@@ -39,6 +44,10 @@ class ReplyMessage(Message, frozen=True, tag="reply"):
     header: Header  # ReplyHeader
     payload: Payload
     signature: Bytes64  # of the header, purpose REPLY
+
+    @property
+    def lane(self) -> Lane:
+        return Lane.BULK if self.payload else Lane.CONTROL
 
 
 class OfferHeader(Struct, frozen=True, forbid_unknown_fields=True):

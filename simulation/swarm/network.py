@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
+from gossip.net.lanes import Lane
 from simulation.network import Endpoint, LinkModel, LinkSettings, Partition
 
 _NEVER = (0.0, "")
@@ -65,7 +66,9 @@ class SwarmLinks(LinkModel):
     def cut(self, source: Endpoint, target: Endpoint, now: float) -> bool:
         return super().cut(source, target, now) or self._blocked(source, target, now) != ""
 
-    def fates(self, source: Endpoint, target: Endpoint, size_bytes: int, now: float) -> list[float]:
+    def fates(
+        self, source: Endpoint, target: Endpoint, size_bytes: int, now: float, *, lane: Lane | None = None
+    ) -> list[float]:
         blocked = self._blocked(source, target, now)
         if blocked:
             self._count(blocked)
@@ -76,7 +79,7 @@ class SwarmLinks(LinkModel):
             self._count("corruption")
             self._corrupted(source, target)
             return []
-        delays = super().fates(source, target, size_bytes, now)
+        delays = super().fates(source, target, size_bytes, now, lane=lane)
         return [self._clogged(source, target, delay, now) for delay in delays]
 
     def reliable(self, source: Endpoint, target: Endpoint, now: float) -> float | None:

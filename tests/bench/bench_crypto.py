@@ -9,11 +9,10 @@ import os
 from nacl import bindings
 from noise.connection import Keypair, NoiseConnection
 
-from crypto.channel import SecureChannel
+from crypto.channel import Message, SecureChannel
 from crypto.identity import Identity, verify
 from crypto.signing import Purpose, network_id
-from gossip.wire import FRAME_BYTES_MAX
-from gossip.wire.connection import CHANNEL_VERSION
+from gossip.net.lanes import CHANNEL_VERSION, PIECE_BYTES_MAX, Lane, Receiver, Sender
 from tests.bench.figures import Figure, medians, times
 
 NETWORK = network_id("bench")
@@ -53,7 +52,6 @@ def pair() -> tuple[SecureChannel, SecureChannel]:
             version=CHANNEL_VERSION,
             initiator=identity is IDENTITIES[0],
             entropy=os.urandom,
-            frame_bytes_max=FRAME_BYTES_MAX,
         )
         for identity in IDENTITIES
     )
@@ -104,15 +102,20 @@ def handshakes(brief: bool) -> list[Figure]:
 
 
 def channel(brief: bool) -> list[Figure]:
-    """A frame of 4 MiB from the sender's bytes to the receiver's bytes; the reference only encrypts and decrypts."""
+    """A frame of 4 MiB from the sender's bytes to the receiver's, in pieces; the reference encrypts and decrypts."""
     frame = os.urandom(2**22)
     first, second = connected()
     key, nonce = os.urandom(32), bytes(12)
     pieces = [frame[i : i + 65519] for i in range(0, len(frame), 65519)]
 
+    sender, receiver = Sender(), Receiver()
+
     def through() -> None:
-        first.send_frame(frame)
-        second.receive_data(first.data_to_send())
+        sender.put(frame, Lane.BULK)
+        while (piece := sender.next(PIECE_BYTES_MAX)) is not None:
+            for message in second.receive_data(first.seal(piece.encode())):
+                assert isinstance(message, Message)
+                receiver.receive(message.data)
 
     def bare() -> None:
         for piece in pieces:

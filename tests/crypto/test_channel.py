@@ -14,16 +14,16 @@ from crypto.channel import (
     MAGIC,
     ChannelEvent,
     Established,
-    Frame,
+    Message,
     SecureChannel,
+    VersionError,
 )
 from crypto.errors import CryptoError
 from crypto.identity import Identity
-from crypto.noise import NONCE_MAX, XX, HandshakeState, KeyPair
+from crypto.noise import NONCE_MAX, PLAINTEXT_BYTES_MAX, XX, HandshakeState, KeyPair
 from crypto.signing import Purpose, network_id
 
 NETWORK = network_id("test")
-FRAME_BYTES_MAX = 300_000
 ALICE = Identity.from_seed(bytes([1]) * 32)
 BOB = Identity.from_seed(bytes([2]) * 32)
 MALLORY = Identity.from_seed(bytes([3]) * 32)
@@ -39,7 +39,7 @@ def responder(identity: Identity = BOB, seed: int = 2, **changes: Any) -> Secure
 
 def channel(*, initiator: bool, identity: Identity, seed: int, **changes: Any) -> SecureChannel:
     """One end with entropy from `seed`: the same seed and input give the same bytes."""
-    arguments = {"network": NETWORK, "version": 1, "frame_bytes_max": FRAME_BYTES_MAX} | changes
+    arguments = {"network": NETWORK, "version": 1} | changes
     entropy = random.Random(seed).randbytes
     return SecureChannel(identity=identity, initiator=initiator, entropy=entropy, **arguments)
 
@@ -49,6 +49,11 @@ def pair(**changes: Any) -> tuple[SecureChannel, SecureChannel]:
     a, b = initiator(**changes), responder(**changes)
     assert pump(a, b) == ([Established(BOB.public_key)], [Established(ALICE.public_key)])
     return a, b
+
+
+def say(end: SecureChannel, plaintext: bytes) -> None:
+    """Seal a message and queue it behind what waits for the stream."""
+    end._outgoing.append(end.seal(plaintext))
 
 
 def pump(a: SecureChannel, b: SecureChannel) -> tuple[list[ChannelEvent], list[ChannelEvent]]:
@@ -76,25 +81,25 @@ def handshake_bytes() -> tuple[bytes, bytes, bytes]:
 # --- what passes ---------------------------------------------------------------------------------
 
 
-def test_frames_pass_in_both_directions_and_in_order() -> None:
-    """Sizes at every border of the Noise messages, in one stream."""
+def test_messages_pass_in_both_directions_and_in_order() -> None:
+    """From the smallest to the largest, in one stream."""
     a, b = pair()
-    sizes = [0, 1, 65_514, 65_515, 65_516, 65_515 + 65_519, 65_516 + 65_519, FRAME_BYTES_MAX, 5]
+    sizes = [0, 1, 65_518, PLAINTEXT_BYTES_MAX, 5]
     frames = [random.Random(size).randbytes(size) for size in sizes]
     for frame in frames:
-        a.send_frame(frame)
-        b.send_frame(frame[::-1])
+        say(a, frame)
+        say(b, frame[::-1])
     seen_a, seen_b = pump(a, b)
-    assert seen_b == [Frame(frame) for frame in frames]
-    assert seen_a == [Frame(frame[::-1]) for frame in frames]
+    assert seen_b == [Message(frame) for frame in frames]
+    assert seen_a == [Message(frame[::-1]) for frame in frames]
 
 
 def test_the_initiator_may_send_with_its_last_handshake_message() -> None:
     a, b = initiator(), responder()
     b.receive_data(a.data_to_send())
     assert a.receive_data(b.data_to_send()) == [Established(BOB.public_key)]
-    a.send_frame(b"early")
-    assert b.receive_data(a.data_to_send()) == [Established(ALICE.public_key), Frame(b"early")]
+    say(a, b"early")
+    assert b.receive_data(a.data_to_send()) == [Established(ALICE.public_key), Message(b"early")]
 
 
 def streams() -> tuple[bytes, bytes]:
@@ -103,13 +108,13 @@ def streams() -> tuple[bytes, bytes]:
     a, b = initiator(), responder()
     pump(a, b)
     for end in (a, b):
-        end.send_frame(b"frame")
-        end.send_frame(b"another")
+        say(end, b"frame")
+        say(end, b"another")
     return first + third + a.data_to_send(), second + b.data_to_send()
 
 
 def expected_events(peer: Identity) -> list[ChannelEvent]:
-    return [Established(peer.public_key), Frame(b"frame"), Frame(b"another")]
+    return [Established(peer.public_key), Message(b"frame"), Message(b"another")]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100, 10_000])
@@ -135,30 +140,19 @@ def test_every_prefix_waits_for_the_rest() -> None:
             assert before + end.receive_data(data[length:]) == expected_events(peer)
 
 
-def test_large_frames_pass_in_small_pieces() -> None:
-    a, b = pair()
-    frame = random.Random(0).randbytes(FRAME_BYTES_MAX)
-    a.send_frame(frame)
-    data = a.data_to_send()
-    events = [
-        event for start in range(0, len(data), 1000) for event in b.receive_data(data[start : start + 1000])
-    ]
-    assert events == [Frame(frame)]
-
-
 def test_rekeying_goes_unnoticed() -> None:
-    """Keys change after every third message, also in the middle of frames, each direction by itself."""
+    """Keys change after every third message, each direction by itself."""
     a, b = pair(rekey_messages=3)
     keys = set()
-    for number in range(20):
-        a.send_frame(bytes(number * 20_000 % FRAME_BYTES_MAX))
+    for number in range(40):
+        say(a, bytes(number * 1000))
         if number % 4 == 0:
-            b.send_frame(b"answer")
+            say(b, b"answer")
         assert a._send is not None
         keys.add(a._send._key)
         seen_a, seen_b = pump(a, b)
-        assert seen_b == [Frame(bytes(number * 20_000 % FRAME_BYTES_MAX))]
-        assert seen_a == ([Frame(b"answer")] if number % 4 == 0 else [])
+        assert seen_b == [Message(bytes(number * 1000))]
+        assert seen_a == ([Message(b"answer")] if number % 4 == 0 else [])
     assert len(keys) > 10
 
 
@@ -167,7 +161,7 @@ def test_rekeying_is_part_of_the_protocol() -> None:
     a, b = initiator(rekey_messages=3), responder(rekey_messages=4)
     pump(a, b)
     for _ in range(4):
-        a.send_frame(b"frame")
+        say(a, b"frame")
     with pytest.raises(CryptoError, match="not authentic"):
         pump(a, b)
 
@@ -235,12 +229,12 @@ def test_every_flipped_byte_of_message_3_is_refused() -> None:
             b.receive_data(altered)
 
 
-def test_every_flipped_byte_of_a_frame_is_refused() -> None:
+def test_every_flipped_byte_of_a_message_is_refused() -> None:
     """A longer announced length waits for more; once it has come, it is refused as well."""
     first, _, third = handshake_bytes()
     a, b = initiator(), responder()
     pump(a, b)
-    a.send_frame(b"frame")
+    say(a, b"frame")
     for altered in flips(a.data_to_send()):
         b = responder()
         b.receive_data(first)
@@ -265,9 +259,29 @@ def test_a_version_altered_on_the_way_is_refused() -> None:
         a.receive_data(b.data_to_send())
 
 
-def test_a_version_mismatch_is_named() -> None:
-    with pytest.raises(CryptoError, match="speaks protocol version 2, we speak 1"):
-        responder(version=1).receive_data(initiator(version=2).data_to_send())
+@pytest.mark.parametrize(("theirs", "ours"), [(1, 2), (3, 2)])
+def test_a_version_mismatch_is_named_at_both_ends(theirs: int, ours: int) -> None:
+    a, b = initiator(version=theirs), responder(version=ours)
+    with pytest.raises(VersionError, match=f"speaks protocol version {theirs}, we speak {ours}") as named:
+        b.receive_data(a.data_to_send())
+    assert named.value.theirs == theirs
+    answer = b.data_to_send()
+    assert answer == framed(ours.to_bytes(2, "big"))
+    assert b.data_to_send() == b""
+    with pytest.raises(VersionError, match=f"speaks protocol version {ours}, we speak {theirs}") as named:
+        a.receive_data(answer)
+    assert named.value.theirs == ours
+
+
+def test_a_version_is_only_said_instead_of_the_first_answer() -> None:
+    said = framed(b"\0\3")
+    for end in (responder(), pair()[0], pair()[1]):
+        with pytest.raises(CryptoError, match="the peer announces 2"):
+            end.receive_data(said)
+    a = initiator(version=3)
+    a.data_to_send()
+    with pytest.raises(CryptoError, match="says is its own"):
+        a.receive_data(said)
 
 
 def test_an_opening_with_something_in_its_padding_is_refused() -> None:
@@ -296,20 +310,20 @@ def test_reflected_messages_are_refused() -> None:
 
 
 def test_transport_messages_cannot_be_replayed_reordered_or_reflected() -> None:
-    def two_frames() -> tuple[SecureChannel, SecureChannel, bytes, bytes]:
+    def two_messages() -> tuple[SecureChannel, SecureChannel, bytes, bytes]:
         a, b = pair()
-        a.send_frame(b"one")
+        say(a, b"one")
         one = a.data_to_send()
-        a.send_frame(b"two")
+        say(a, b"two")
         return a, b, one, a.data_to_send()
 
-    a, b, one, two = two_frames()
+    a, b, one, two = two_messages()
     with pytest.raises(CryptoError, match="not authentic"):
         b.receive_data(one + one)
-    a, b, one, two = two_frames()
+    a, b, one, two = two_messages()
     with pytest.raises(CryptoError, match="not authentic"):
         b.receive_data(two + one)
-    a, b, one, two = two_frames()
+    a, b, one, two = two_messages()
     with pytest.raises(CryptoError, match="not authentic"):
         a.receive_data(one)
 
@@ -463,67 +477,35 @@ def test_low_order_static_and_ephemeral_keys_are_refused() -> None:
 # --- limits --------------------------------------------------------------------------------------
 
 
-def test_an_oversized_frame_is_refused_at_its_first_message() -> None:
-    """By its announced length: neither memory nor patience is spent on it."""
-    a, b = initiator(frame_bytes_max=2**32 - 1), responder()
-    pump(a, b)
-    a._outgoing += a._sealed((2**32 - 1).to_bytes(4, "big") + bytes(65_515))
-    data = a.data_to_send()
+@pytest.mark.parametrize("size", range(16))
+def test_a_message_too_short_for_its_tag_is_refused_by_its_length(size: int) -> None:
+    _, b = pair()
+    with pytest.raises(CryptoError, match=f"at least 16 bytes, the peer announces {size}"):
+        b.receive_data(size.to_bytes(2, "big"))
+
+
+def test_a_length_alone_allocates_nothing() -> None:
+    _, b = pair()
     tracemalloc.start()
-    with pytest.raises(CryptoError, match="at most 300000 bytes, the peer announces 4294967295"):
-        b.receive_data(data)
+    assert b.receive_data(b"\xff\xff") == []
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2**20
+    assert peak < 2**14
 
 
-def test_a_frame_of_the_largest_size_is_accepted_and_one_byte_more_is_not() -> None:
-    a, b = initiator(frame_bytes_max=FRAME_BYTES_MAX + 1), responder()
-    pump(a, b)
-    a.send_frame(bytes(FRAME_BYTES_MAX))
-    assert pump(a, b)[1] == [Frame(bytes(FRAME_BYTES_MAX))]
-    a.send_frame(bytes(FRAME_BYTES_MAX + 1))
-    with pytest.raises(CryptoError, match="the peer announces 300001"):
-        pump(a, b)
-
-
-@pytest.mark.parametrize(
-    "plaintexts",
-    [
-        [b""],  # shorter than a length
-        [b"\0\0\0"],
-        [b"\0\0\0\5abc"],  # less than it could carry
-        [b"\0\0\0\2abc"],  # more than the frame
-        [b"\0\1\0\0" + bytes(65_515), bytes(20)],  # 65,536 bytes: 21 are missing
-        [b"\0\1\0\0" + bytes(65_515), bytes(22)],
-        [b"\0\1\0\0" + bytes(65_515), b""],
-    ],
-)
-def test_a_frame_is_cut_in_one_way_only(plaintexts: list[bytes]) -> None:
-    """A peer cannot make us keep a frame in crumbs."""
+def test_a_part_of_a_message_is_seen_to_be_one() -> None:
     a, b = pair()
-    for plaintext in plaintexts:
-        a._outgoing += a._sealed(plaintext)
-    with pytest.raises(CryptoError, match=r"frame"):
-        pump(a, b)
+    data = a.seal(b"whole")
+    assert not b.partial
+    b.receive_data(data[:-1])
+    assert b.partial
+    assert b.receive_data(data[-1:]) == [Message(b"whole")]
+    assert not b.partial
 
 
-def test_a_large_frame_goes_out_in_pieces_and_arrives_whole() -> None:
+def test_several_messages_are_sealed_as_one_after_the_other() -> None:
     a, b = pair()
-    frame = bytes(range(256)) * 1100  # five messages: a piece of four, and one of the rest
-    pieces = list(a.seal_frame(frame))
-    assert len(pieces) == 2
-    assert b.receive_data(pieces[0]) == []
-    assert b.receive_data(pieces[1]) == [Frame(frame)]
-
-
-def test_a_frame_that_was_begun_is_not_gone_on_with_after_the_end() -> None:
-    a, _ = pair()
-    pieces = a.seal_frame(bytes(290_000))
-    next(pieces)
-    a.close()
-    with pytest.raises(CryptoError, match="closed"):
-        next(pieces)
+    assert b.receive_data(a.seal(b"one", b"", b"two")) == [Message(b"one"), Message(b""), Message(b"two")]
 
 
 def test_a_spent_counter_closes_the_channel() -> None:
@@ -531,10 +513,10 @@ def test_a_spent_counter_closes_the_channel() -> None:
     assert a._send is not None
     assert b._receive is not None
     a._send.nonce = b._receive.nonce = NONCE_MAX - 1
-    a.send_frame(b"last")
-    assert pump(a, b)[1] == [Frame(b"last")]
+    say(a, b"last")
+    assert pump(a, b)[1] == [Message(b"last")]
     with pytest.raises(CryptoError, match="spent"):
-        a.send_frame(b"one too many")
+        say(a, b"one too many")
     with pytest.raises(CryptoError, match="spent"):
         a.receive_data(b"")
 
@@ -570,11 +552,11 @@ def test_other_protocols_on_our_port_are_refused_with_a_sentence(junk: bytes) ->
 
 def test_a_dead_channel_stays_dead_and_keeps_its_reason() -> None:
     a, b = pair()
-    b.send_frame(b"queued")
+    say(b, b"queued")
     with pytest.raises(CryptoError, match="not authentic"):
         b.receive_data(b"\0\x14" + bytes(20))
-    a.send_frame(b"true frame")
-    for call in (lambda: b.receive_data(a.data_to_send()), lambda: b.send_frame(b"frame")):
+    say(a, b"true frame")
+    for call in (lambda: b.receive_data(a.data_to_send()), lambda: say(b, b"frame")):
         with pytest.raises(CryptoError, match="not authentic"):
             call()
     assert b.data_to_send() == b""
@@ -583,22 +565,22 @@ def test_a_dead_channel_stays_dead_and_keeps_its_reason() -> None:
 
 def test_a_closed_channel_forgets_and_refuses() -> None:
     a, b = pair()
-    a.send_frame(b"frame")
+    say(a, b"frame")
     a.close()
     a.close()
     assert a.data_to_send() == b""
-    b.send_frame(b"frame")
-    for call in (lambda: a.receive_data(b.data_to_send()), lambda: a.send_frame(b"frame")):
+    say(b, b"frame")
+    for call in (lambda: a.receive_data(b.data_to_send()), lambda: say(a, b"frame")):
         with pytest.raises(CryptoError, match="closed"):
             call()
 
 
 def test_our_own_mistakes_are_assertions() -> None:
     with pytest.raises(AssertionError, match="before the peer"):
-        initiator().send_frame(b"frame")
+        say(initiator(), b"frame")
     a, _ = pair()
-    with pytest.raises(AssertionError, match="at most 300000"):
-        a.send_frame(bytes(FRAME_BYTES_MAX + 1))
+    with pytest.raises(AssertionError):
+        say(a, bytes(PLAINTEXT_BYTES_MAX + 1))
     with pytest.raises(AssertionError, match="32 bytes"):
         initiator(network=b"short")
 
@@ -628,7 +610,7 @@ def test_junk_in_a_handshake_is_refused_with_our_exception_and_no_other(
 
 
 @given(pieces=PIECES)
-def test_junk_after_the_handshake_yields_no_frame(pieces: list[bytes]) -> None:
+def test_junk_after_the_handshake_yields_no_message(pieces: list[bytes]) -> None:
     _, b = pair()
     assert feed(b, pieces) == []
 
@@ -646,16 +628,16 @@ def feed(end: SecureChannel, pieces: list[bytes]) -> list[ChannelEvent]:
 
 @settings(max_examples=50)
 @given(
-    frames=st.lists(st.binary(max_size=200) | st.integers(0, 140_000).map(bytes), max_size=4),
+    frames=st.lists(st.binary(max_size=200) | st.integers(0, PLAINTEXT_BYTES_MAX).map(bytes), max_size=4),
     cut=st.integers(20, 70_000),
     rekey_messages=st.integers(1, 5),
 )
-def test_any_frames_in_any_cut_arrive_unchanged(frames: list[bytes], cut: int, rekey_messages: int) -> None:
+def test_any_messages_in_any_cut_arrive_unchanged(frames: list[bytes], cut: int, rekey_messages: int) -> None:
     a, b = pair(rekey_messages=rekey_messages)
     for frame in frames:
-        a.send_frame(frame)
+        say(a, frame)
     data = a.data_to_send()
     events = [
         event for start in range(0, len(data), cut) for event in b.receive_data(data[start : start + cut])
     ]
-    assert events == [Frame(frame) for frame in frames]
+    assert events == [Message(frame) for frame in frames]

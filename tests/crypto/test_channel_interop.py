@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey, VerifyKey
 
-from crypto.channel import Established, Frame, SecureChannel
+from crypto.channel import Established, Message, SecureChannel
 from crypto.identity import Identity
 from crypto.signing import network_id
 
@@ -23,7 +23,7 @@ REKEY_MESSAGES = 4
 
 
 class ForeignPeer:
-    """The other end: noiseprotocol for Noise, bare PyNaCl for the proof, one frame per Noise message."""
+    """The other end: noiseprotocol for Noise, bare PyNaCl for the proof."""
 
     def __init__(self, *, initiator: bool) -> None:
         self.initiator = initiator
@@ -59,20 +59,19 @@ class ForeignPeer:
     def write(self, payload: bytes) -> bytes:
         return framed(bytes(self.connection.write_message(payload)))
 
-    def send_frame(self, frame: bytes) -> bytes:
-        data = framed(self.connection.encrypt(len(frame).to_bytes(4, "big") + frame))
+    def send(self, plaintext: bytes) -> bytes:
+        data = framed(self.connection.encrypt(plaintext))
         self.sent += 1
         if self.sent % REKEY_MESSAGES == 0:
             self.connection.rekey_outbound_cipher()
         return data
 
-    def receive_frame(self, data: bytes) -> bytes:
+    def receive(self, data: bytes) -> bytes:
         plaintext = bytes(self.connection.decrypt(unframed(data)))
         self.received += 1
         if self.received % REKEY_MESSAGES == 0:
             self.connection.rekey_inbound_cipher()
-        assert int.from_bytes(plaintext[:4], "big") == len(plaintext) - 4
-        return plaintext[4:]
+        return plaintext
 
 
 def framed(message: bytes) -> bytes:
@@ -91,18 +90,16 @@ def ours(*, initiator: bool) -> SecureChannel:
         version=1,
         initiator=initiator,
         entropy=random.Random(1).randbytes,
-        frame_bytes_max=2**16,
         rekey_messages=REKEY_MESSAGES,
     )
 
 
 def exchange(end: SecureChannel, peer: ForeignPeer) -> None:
-    """Frames both ways, over two changes of keys."""
+    """Messages both ways, over two changes of keys."""
     for number in range(2 * REKEY_MESSAGES + 1):
-        frame = bytes((number,)) * number * 1000
-        end.send_frame(frame)
-        assert peer.receive_frame(end.data_to_send()) == frame
-        assert end.receive_data(peer.send_frame(frame + b"back")) == [Frame(frame + b"back")]
+        plaintext = bytes((number,)) * number * 1000
+        assert peer.receive(end.seal(plaintext)) == plaintext
+        assert end.receive_data(peer.send(plaintext + b"back")) == [Message(plaintext + b"back")]
 
 
 def test_we_initiate_to_a_foreign_implementation() -> None:

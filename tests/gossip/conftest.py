@@ -34,12 +34,15 @@ from gossip.events import (
     PeerDown,
     PeerUp,
     Persist,
+    Recall,
     Received,
     Refused,
     Save,
     Saved,
     Send,
+    Sent,
     Train,
+    Unsent,
     Woken,
 )
 from gossip.learning.learner import Learner, TrainOutput
@@ -50,7 +53,7 @@ from gossip.node import Make
 from gossip.outbox import Outbox
 from gossip.peer import make_node
 from gossip.run import manifest
-from gossip.run.exchange import Holding
+from gossip.run.holding import Holding
 
 DELAY_S = 0.01
 VALUES = 200
@@ -160,6 +163,9 @@ class Net:
         self.frames: list[tuple[Peer, Peer, bytes]] = []
         self._heap: list[tuple[float, int, NodeId, Event]] = []
         self._count = itertools.count()
+        # Seconds until a frame has left; nothing arrives before.
+        self.leaving_s: Callable[[Send], float] = lambda order: 0.0
+        self.recalled: list[tuple[Peer, Recall]] = []
 
     def add(
         self,
@@ -262,11 +268,18 @@ class Net:
         for effect in effects:
             match effect:
                 case Send():
-                    if (peer.id, effect.peer) in self.links:
+                    linked = (peer.id, effect.peer) in self.links
+                    took = self.leaving_s(effect) if linked else 0.0
+                    if effect.ticket:
+                        kind = Sent if linked else Unsent
+                        self.post(took, peer.id, kind(effect.peer, effect.ticket))
+                    if linked:
                         other = self.peers[effect.peer]
                         self.frames.append((peer, other, effect.frame))
                         for frame in self.wire(peer, other, effect.frame):
-                            self.post(DELAY_S, other.id, Received(peer.id, frame))
+                            self.post(took + DELAY_S, other.id, Received(peer.id, frame))
+                case Recall():
+                    self.recalled.append((peer, effect))
                 case Dial():
                     self._dial(peer, effect)
                 case Drop():

@@ -35,16 +35,16 @@ def test_kept_replies_are_bounded_in_bytes(net: Any, quiet: Any, monkeypatch: py
     a, b = net.add(config=quiet, weight=1.0), net.add(config=quiet, weight=2.0)
     net.run(5.0)
     net.exchange(a, b)
-    [(_, reply, _)] = replies_of(b)._replies.values()
-    monkeypatch.setattr(reply_cache, "REPLIES_BYTES_MAX", 3 * len(reply))
+    [(reply, _)] = replies_of(b)._replies.values()
+    monkeypatch.setattr(reply_cache, "REPLIES_BYTES_MAX", 3 * len(reply.frame))
     monkeypatch.setattr(reply_cache, "REPLIES_SHARE", 1)
 
     for _ in range(6):
         net.exchange(a, b)
 
-    kept = [len(frame) for _, frame, _ in replies_of(b)._replies.values()]
+    kept = [len(reply.frame) for reply, _ in replies_of(b)._replies.values()]
     assert len(kept) in (2, 3)
-    assert sum(kept) == replies_of(b)._bytes <= 3 * len(reply)
+    assert sum(kept) == replies_of(b)._bytes <= 3 * len(reply.frame)
 
 
 def test_a_reply_is_kept_for_as_long_as_somebody_may_ask_again(net: Any, quiet: Any) -> None:

@@ -137,7 +137,7 @@ def test_isolated_node_goes_on_learning_and_keeps_trying(net):
     net.run(15.0)
     net.cut(a, b, "cable")
     real, net.wire = net.connect, None
-    net.connect = lambda a, b: None
+    net.connect = lambda a, b: net.post(5.0, a.id, DialFailed(b.address, b.id, "no answer"))
 
     net.run(5.0)
     rounds = b.node.snapshot(net.now).learning.round

@@ -11,8 +11,8 @@ from gossip import persisted
 from gossip.deadlines import Deadlines
 from gossip.dht.ids import NodeId
 from gossip.dht.routing import Contact
-from gossip.events import Dial, DialFailed, Drop, PeerUp, Persist, Send
-from gossip.net.connections import NEWCOMERS, Connections, inbound_kept
+from gossip.events import Dial, DialFailed, Drop, PeerUp, Persist, Recall, Send
+from gossip.net.connections import NEWCOMERS, SLOW_S, Connections, inbound_kept
 from gossip.net.sampling import Membership
 from gossip.outbox import Outbox, Turn
 from gossip.sequence import BLOCK, Sequence
@@ -50,7 +50,7 @@ def test_equal_deadlines_fire_in_the_order_they_were_set():
 def test_numbers_rise_over_all_lives_and_are_reserved_before_use(lives):
     store, last = {}, 0
     turn = Turn()
-    out = Outbox(turn, make_connections(), int, owner=None, protocol="test")
+    out = Outbox(turn, make_connections(), int, ticket=int, owner=None, protocol="test")
     for life in lives:
         sequence = Sequence(persisted.ceiling(store))
         for _ in range(life):
@@ -147,8 +147,8 @@ def up(node: NodeId, *, inbound: bool = False) -> PeerUp:
 
 def test_frames_wait_for_the_dial_and_leave_in_order():
     connections, node, out = make_connections(), contact(1).node, []
-    assert connections.send(node, ("a:1",), b"one", "dht", 0.0, out)
-    assert connections.send(node, ("a:1",), b"two", "dht", 0.0, out)
+    assert connections.send(Send(node, b"one"), ("a:1",), "dht", 0.0, out)
+    assert connections.send(Send(node, b"two"), ("a:1",), "dht", 0.0, out)
     assert out == [Dial("a:1", node)]
 
     out.clear()
@@ -160,35 +160,64 @@ def test_frames_wait_for_the_dial_and_leave_in_order():
 def test_frames_wait_for_the_hello_and_those_of_what_the_peer_does_not_speak_are_not_sent():
     connections, node, out = make_connections(), contact(1).node, []
     connections.opened(up(node), 0.0)
-    assert connections.send(node, (), b"hello", "connection", 0.0, out)
-    assert connections.send(node, (), b"ping", "dht", 0.0, out)
-    assert connections.send(node, (), b"weather", "weather", 0.0, out)
+    assert connections.send(Send(node, b"hello"), (), "connection", 0.0, out)
+    assert connections.send(Send(node, b"ping"), (), "dht", 0.0, out)
+    assert connections.send(Send(node, b"weather"), (), "weather", 0.0, out)
     assert out == [Send(node, b"hello")]
 
     connections.ready(node, {"dht": 1}, out)
     assert out == [Send(node, b"hello"), Send(node, b"ping")]
-    assert not connections.send(node, (), b"weather", "weather", 1.0, out)
+    assert not connections.send(Send(node, b"weather"), (), "weather", 1.0, out)
     assert connections.bounds()["waiting"][0] == 0
 
 
 def test_frames_that_waited_for_a_hello_are_lost_with_the_connection():
     connections, node, out = make_connections(), contact(1).node, []
     connections.opened(up(node), 0.0)
-    connections.send(node, (), b"ping", "dht", 0.0, out)
+    connections.send(Send(node, b"ping"), (), "dht", 0.0, out)
     connections.closed(node, 1.0)
     connections.opened(up(node), 2.0)
     connections.ready(node, {"dht": 1}, out)
     assert out == []
 
 
+def test_a_frame_that_nobody_wants_any_more_does_not_wait_and_is_recalled_where_it_may_be_leaving():
+    connections, node, out = make_connections(), contact(1).node, []
+    connections.send(Send(node, b"one", ticket=1), ("a:1",), "dht", 0.0, out)
+    connections.send(Send(node, b"two", ticket=2), ("a:1",), "dht", 0.0, out)
+    connections.recall(node, 1, out)
+    connections.opened(up(node), 1.0)
+    out.clear()
+    connections.ready(node, {"dht": 1}, out)
+    assert out == [Send(node, b"two", ticket=2)]
+
+    out.clear()
+    connections.recall(node, 2, out)
+    assert out == [Recall(node, 2)]
+
+
+def test_a_peer_that_was_too_slow_is_left_alone_for_minutes_and_may_come_itself():
+    connections, node, out = make_connections(), contact(1).node, []
+    connections.opened(up(node), 0.0)
+    connections.ready(node, {"dht": 1}, out)
+    connections.closed(node, 1.0)
+    connections.too_slow(node, 1.0)
+    assert connections.resting(node, 1.0 + SLOW_S - 1.0)
+    assert not connections.resting(node, 1.0 + SLOW_S + 1.0)
+
+    connections.opened(up(node, inbound=True), 2.0)
+    connections.ready(node, {"dht": 1}, out)
+    assert not connections.resting(node, 2.0)
+
+
 def test_all_addresses_are_tried_before_a_peer_counts_as_unreachable():
     connections, node, out = make_connections(), contact(1).node, []
-    connections.send(node, ("a:1", "b:2"), b"frame", "dht", 0.0, out)
+    connections.send(Send(node, b"frame"), ("a:1", "b:2"), "dht", 0.0, out)
     assert not connections.dial_failed(DialFailed("a:1", node, "refused"), 1.0, out)
     assert out[-1] == Dial("b:2", node)
     assert connections.dial_failed(DialFailed("b:2", node, "refused"), 2.0, out)
     assert connections.resting(node, 2.1)
-    assert not connections.send(node, ("a:1",), b"frame", "dht", 2.1, out)
+    assert not connections.send(Send(node, b"frame"), ("a:1",), "dht", 2.1, out)
 
 
 def test_rest_doubles_with_each_failure_and_ends_with_success():
@@ -207,7 +236,7 @@ def test_peer_that_accepts_and_hangs_up_is_dialled_ever_more_seldom():
     connections, node, now, dials = make_connections(), contact(1).node, 0.0, 0
     while now < 60.0:
         out = []
-        if connections.send(node, ("a:1",), b"frame", "dht", now, out):
+        if connections.send(Send(node, b"frame"), ("a:1",), "dht", now, out):
             dials += 1
             connections.opened(up(node), now)
             connections.closed(node, now)
@@ -220,7 +249,7 @@ def test_least_recently_used_idle_connection_goes_first():
     for node in nodes:
         connections.opened(up(node), 0.0)
         connections.ready(node, {"dht": 1}, [])
-    connections.send(nodes[0], (), b"used", "dht", 1.0, [])
+    connections.send(Send(nodes[0], b"used"), (), "dht", 1.0, [])
     out = []
     connections.shed([nodes[1]], out)
     assert out == [Drop(nodes[2], "connection limit"), Drop(nodes[3], "connection limit")]

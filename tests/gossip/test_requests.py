@@ -9,14 +9,15 @@ import pytest
 from crypto.identity import PublicKey
 from gossip.dht.ids import NodeId
 from gossip.errors import Reason, RemoteError
-from gossip.events import Dial, PeerUp, Send
+from gossip.events import Dial, PeerUp, Send, Sent
 from gossip.net.connections import Connections
 from gossip.outbox import Outbox, Timer, Turn
-from gossip.protocol import Answered, Silent
-from gossip.requests import Requests
+from gossip.protocol import Silent
+from gossip.requests import Requests, Unanswered
 from gossip.wire import FindNode, Nodes, Ping, Pong, encode
 
 TIMEOUT_S = 3.0
+FIRST_TICKET = 101
 A, B, GONE = (NodeId(bytes([number]) * 32) for number in (1, 2, 3))
 
 
@@ -31,7 +32,14 @@ class Desk:
         self.requests: Requests[str] = Requests(Overdue, timeout_s=TIMEOUT_S, limit=limit)
         self.connections = Connections(connections_max=8, rng=Random(0))
         self.turn = Turn()
-        self.out = Outbox(self.turn, self.connections, count(1).__next__, owner=None, protocol="dht")
+        self.out = Outbox(
+            self.turn,
+            self.connections,
+            count(1).__next__,
+            ticket=count(FIRST_TICKET).__next__,
+            owner=None,
+            protocol="dht",
+        )
         for node in (A, B):
             self.connections.opened(PeerUp(node, PublicKey(bytes(32)), "10.0.0.1:1", False), 0.0)
             self.connections.ready(node, {"dht": 1}, [])
@@ -41,6 +49,9 @@ class Desk:
         assert self.requests.ask(peer, Ping(number), Pong, why, now, self.out)
         return number
 
+    def sent(self, peer: NodeId, ticket: int = FIRST_TICKET, now: float = 0.0) -> None:
+        self.requests.sent(Sent(peer, ticket), now, self.out)
+
 
 @pytest.fixture
 def desk() -> Desk:
@@ -49,14 +60,14 @@ def desk() -> Desk:
 
 def test_a_question_goes_out_with_a_deadline_and_its_answer_says_why_it_was_asked(desk: Desk) -> None:
     number = desk.ping(A, "is it alive?", now=10.0)
-    assert desk.turn.effects == [Send(A, encode(Ping(number)))]
+    assert desk.turn.effects == [Send(A, encode(Ping(number)), ticket=FIRST_TICKET)]
     assert desk.turn.timers == [(Overdue(number), 13.0)]
     desk.turn.timers.clear()
 
     assert desk.requests.answered(A, Pong(number), desk.out) == "is it alive?"
 
     assert desk.turn.timers == [(Overdue(number), inf)]
-    assert desk.turn.facts == [Answered(A)]
+    assert desk.turn.facts == []
     assert desk.requests.bounds() == (0, 4)
 
 
@@ -85,11 +96,46 @@ def test_an_answer_counts_once(desk: Desk) -> None:
 
 def test_a_deadline_tells_who_kept_silent_and_a_late_answer_is_unexpected(desk: Desk) -> None:
     number = desk.ping(A, "why")
-    assert desk.requests.overdue(number, desk.out) == (A, "why")
+    desk.sent(A)
+    assert desk.requests.overdue(number, desk.out) == Unanswered(A, "why", silent=True)
     assert desk.turn.facts == [Silent(A)]
     assert desk.requests.overdue(number, desk.out) is None
     with pytest.raises(RemoteError, match="not open"):
         desk.requests.answered(A, Pong(number), desk.out)
+
+
+def test_the_time_of_a_question_begins_when_it_has_left(desk: Desk) -> None:
+    number = desk.ping(A, "why", now=10.0)
+    desk.turn.timers.clear()
+    desk.sent(A, now=12.0)
+    assert desk.turn.timers == [(Overdue(number), 15.0)]
+
+
+def test_nobody_kept_silent_where_the_question_did_not_leave(desk: Desk) -> None:
+    number = desk.ping(A, "why")
+    assert desk.requests.overdue(number, desk.out) == Unanswered(A, "why", silent=False)
+    assert desk.turn.facts == []
+    desk.turn.timers.clear()
+    desk.sent(A)
+    assert desk.turn.timers == [], "it is over, though it leaves after all"
+
+
+def test_a_question_that_cannot_be_sent_is_over_at_once_and_nobody_is_blamed(desk: Desk) -> None:
+    number = desk.ping(A, "why")
+    desk.turn.timers.clear()
+    assert desk.requests.unsent(FIRST_TICKET, desk.out) == Unanswered(A, "why", silent=False)
+    assert desk.turn.timers == [(Overdue(number), inf)]
+    assert desk.turn.facts == []
+    assert desk.requests.unsent(FIRST_TICKET, desk.out) is None
+    assert desk.requests.bounds()[0] == 0
+
+
+def test_an_answer_may_come_before_we_hear_that_the_question_has_left(desk: Desk) -> None:
+    number = desk.ping(A, "why")
+    assert desk.requests.answered(A, Pong(number), desk.out) == "why"
+    desk.turn.timers.clear()
+    desk.sent(A, now=1.0)
+    assert desk.turn.timers == []
 
 
 def test_a_deadline_after_the_answer_says_nothing(desk: Desk) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from crypto.channel import HANDSHAKE_MESSAGE_BYTES, Established, Frame, SecureChannel
+from crypto.channel import HANDSHAKE_MESSAGE_BYTES, Established, Message, SecureChannel
 from crypto.identity import Identity, Signature, verify
 from crypto.signing import Purpose, network_id
 from gossip import wire
@@ -27,12 +27,14 @@ from gossip.dht.ids import node_id
 from gossip.dht.kinds import PeerRecord
 from gossip.dht.records import sign_record
 from gossip.learning.codec import payload_bytes
+from gossip.net.lanes import CHANNEL_VERSION, LIMITS, PIECE_BYTES_MAX, Lane, Limit, Receiver, Sender
 
 # For anything that an honest node answers at once, on a busy machine.
 PATIENCE_S = 10.0
 CLIP_NONE = 2**63 - 1
-# On our side of the channel: more than the protocol allows, so that we can break that rule as well.
-OUR_FRAME_BYTES_MAX = 2**24
+PROTOCOLS = {name: [1] for name in wire.SCHEMAS}
+# Of our side: more than the protocol allows, so that we can break that rule as well.
+OUR_LIMITS = {lane: Limit(frame_bytes=2**24, frames=100, waiting_bytes=2**26) for lane in Lane}
 
 M = TypeVar("M")
 
@@ -47,15 +49,13 @@ class Target:
 
     key: bytes
     run: bytes
-    schema: bytes
-    task: str
     reference: bytes = b""
     values: int = 0  # of the first shard
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: kind is `change`, `refused`, `bye`, `closed` or `nothing`."""
+    """What came back: kind is `change`, `refused`, `bye`, `unsupported`, `closed` or `nothing`."""
 
     kind: str
     text: str = ""  # the reason, word for word
@@ -73,7 +73,12 @@ class BadPeer:
     """
 
     def __init__(
-        self, address: str, *, network: str = "main", version: int = 1, smaller_than: bytes = b"\xff" * 32
+        self,
+        address: str,
+        *,
+        network: str = "main",
+        version: int = CHANNEL_VERSION,
+        smaller_than: bytes = b"\xff" * 32,
     ) -> None:
         self.network = network_id(network)
         self.identity = Identity.generate(os.urandom)
@@ -90,9 +95,9 @@ class BadPeer:
             version=version,
             initiator=True,
             entropy=os.urandom,
-            frame_bytes_max=OUR_FRAME_BYTES_MAX,
         )
         self.frames: list[bytes] = []
+        self._out, self._in = Sender(OUR_LIMITS), Receiver()
         self.target: Target | None = None
         self._seq = 1
 
@@ -112,42 +117,29 @@ class BadPeer:
                 if isinstance(event, Established):
                     self._flush()
                     return event.key
-                self.frames.append(event.data)
+                self._take(event.data)
 
     def meet(self, *, shards: tuple[int, ...] = ()) -> Target:
-        """Handshake, the word on the connection, and hello. With `shards`, the daemon will want to exchange."""
+        """Handshake, the word on the connection, hello, and runs. With `shards`, the daemon will want to exchange."""
         key = self.prove()
         if self.node < node_id(key):  # type: ignore[arg-type]
             self.send(b"\x01accepted")
         else:
             assert self._frame() == b"\x01accepted"
-        hello = self.receive(wire.Hello)
-        self.target = Target(key=key, run=hello.run, schema=hello.schema, task=hello.task)
-        self.send(self.hello(shards=shards))
+        self.receive(wire.Hello)
+        self.send(self.hello())
+        (share,) = self.receive(wire.Holds).runs
+        self.target = Target(key=key, run=share.run)
+        self.send(wire.Holds([wire.Share(share.run, list(shards))]))
         return self.target
 
-    def hello(self, *, shards: tuple[int, ...] = (), **changes: Any) -> bytes:
-        assert self.target is not None
-        fields = {
-            "agent": "bad_peer",
-            "record": self.record(),
-            "run": self.target.run,
-            "schema": self.target.schema,
-            "shards": list(shards),
-            "task": self.target.task,
-            "version": 1,
-        }
+    def hello(self, **changes: Any) -> bytes:
+        fields = {"agent": "bad_peer", "extra": {}, "protocols": PROTOCOLS, "record": self.record()}
         return wire.encode(wire.Hello(**{**fields, **changes}))
 
     def record(self) -> bytes:
-        assert self.target is not None
-        return sign_record(
-            self.identity,
-            self.network,
-            PeerRecord(
-                addresses=(), key=self.identity.public_key, run=self.target.run, seq=self.seq(), ttl_s=60
-            ),
-        )
+        record = PeerRecord((), self.identity.public_key, bytes(32), self.seq(), 60)
+        return sign_record(self.identity, self.network, record)
 
     def learn(self) -> tuple[Target, wire.OfferMessage]:
         """Wait for an offer of the daemon, which tells what the hello did not."""
@@ -227,8 +219,18 @@ class BadPeer:
     # --- the wire --------------------------------------------------------------------------------------
 
     def send(self, message: wire.AnyMessage | bytes) -> None:
-        self.channel.send_frame(message if isinstance(message, bytes) else wire.encode(message))
-        self._flush()
+        frame = message if isinstance(message, bytes) else wire.encode(message)
+        large = len(frame) > LIMITS[Lane.CONTROL].frame_bytes
+        self._out.put(frame, Lane.BULK if large else Lane.CONTROL)
+        while (piece := self._out.next(PIECE_BYTES_MAX)) is not None:
+            self.piece(piece.encode())
+
+    def piece(self, data: bytes) -> None:
+        """The plaintext of one Noise message."""
+        try:
+            self.socket.sendall(self.channel.seal(data))
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise GoneError from error
 
     def raw(self, data: bytes) -> None:
         """Bytes on the socket, past the encryption."""
@@ -256,6 +258,8 @@ class BadPeer:
                     return self._judged(message, offer, frame)
                 if isinstance(message, wire.Bye):
                     return Answer("bye", message.reason)
+                if isinstance(message, wire.Unsupported):
+                    return Answer("unsupported", message.tag)
                 if message == wire.Pong(2**62):
                     # A refusal that needs a job comes after the pong; a second question is behind it.
                     if offer is None:
@@ -294,15 +298,22 @@ class BadPeer:
                 self.send(wire.Stored(n, ""))
             case wire.Ping(n):
                 self.send(wire.Pong(n))
+            case wire.GetManifest(n, _):
+                self.send(wire.ManifestMessage(b"", n))
             case _:
                 pass
 
     def _frame(self) -> bytes:
         while not self.frames:
-            self.frames += [
-                event.data for event in self.channel.receive_data(self._read()) if isinstance(event, Frame)
-            ]
+            for event in self.channel.receive_data(self._read()):
+                if isinstance(event, Message):
+                    self._take(event.data)
         return self.frames.pop(0)
+
+    def _take(self, piece: bytes) -> None:
+        frame = self._in.receive(piece)
+        if frame is not None:
+            self.frames.append(frame)
 
     def _flush(self) -> None:
         try:
@@ -330,7 +341,7 @@ class Break:
     Args:
         does: Sends it; returns the offer it was, if any.
         reason: What the counter must say.
-        answer: What the daemon must answer: `refused` (signed), `bye`, or `nothing`.
+        answer: What the daemon must answer: `refused` (signed), `bye`, `unsupported`, or `nothing`.
         also: Other counters that move, by the preparations.
     """
 
@@ -431,7 +442,7 @@ BREAKS: dict[str, Break] = {
     "a number not in its shortest form": _framing(
         lambda p, t: b"\x82\xa1_\xa4ping\xa1n\xcc\x01", "malformed"
     ),
-    "an unknown message": _framing(lambda p, t: b"\x81\xa1_\xa4exec", "malformed"),
+    "an unknown message": _framing(lambda p, t: b"\x81\xa1_\xa4exec", "unsupported", "unsupported"),
     "a nest of ten thousand arrays": _framing(lambda p, t: b"\x91" * 10_000, "oversized"),
     "an array of four thousand million": _framing(lambda p, t: b"\xdd\xff\xff\xff\xff", "oversized"),
     "a payload over the limit": _framing(
@@ -457,7 +468,9 @@ BREAKS: dict[str, Break] = {
         "bad_record",
         "nothing",
     ),
-    "a hello of another run": _framing(lambda p, t: p.hello(run=bytes(32)), "other_run", "nothing"),
+    "shards of another run only": _framing(
+        lambda p, t: wire.encode(wire.Holds([wire.Share(bytes(32), [0])])), "other_run", "nothing"
+    ),
 }
 
 # Replies to an offer that the daemon really made to us. It answers none of them; it waits for the true one.
@@ -512,10 +525,9 @@ def first_message(network: str = "main") -> bytes:
     channel = SecureChannel(
         identity=Identity.generate(os.urandom),
         network=network_id(network),
-        version=1,
+        version=CHANNEL_VERSION,
         initiator=True,
         entropy=os.urandom,
-        frame_bytes_max=OUR_FRAME_BYTES_MAX,
     )
     return channel.data_to_send()
 

@@ -234,9 +234,29 @@ def test_a_frame_beyond_the_limit_ends_the_connection_before_it_is_read(victim: 
         with suppress(bad.GoneError):  # it may not even read all of it
             peer.send(bytes(2**23))
         assert peer.ended()
-        assert victim.moved("connections_lost", before) == {"crypto": 1}
+        assert victim.moved("connections_lost", before) == {"pieces": 1}
         (line,) = victim.lines(event="connection_lost", peer=peer.node.hex()[:16])
         assert "4259840" in line["detail"]
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"\x02\x01" + bytes(4) + bytes(4)],  # no such lane
+        [b"\x00\x01\x00\x00\x00\x09" + bytes(4)],  # not its turn
+        [b"\x01\x02" + bytes(4)],  # gives up what has not begun
+        [b"\x01\x00" + bytes(4) + (2000).to_bytes(4, "big") + b"crumb"],
+    ],
+)
+def test_pieces_that_no_sender_sends_end_the_connection(victim: Victim, pieces: list[bytes]) -> None:
+    with bad.BadPeer(victim.address) as peer:
+        peer.meet()
+        before = victim.status()
+        for piece in pieces:
+            peer.piece(piece)
+        assert peer.ended()
+        assert victim.moved("connections_lost", before) == {"pieces": 1}
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -266,14 +286,14 @@ def test_junk_costs_one_connection_and_one_line(victim: Victim, name: str) -> No
 
 @pytest.mark.usefixtures("unharmed")
 def test_another_network_and_another_version_end_at_the_door(victim: Victim) -> None:
-    for claims, ours in (({"network": "other"}, CryptoError), ({"version": 2}, bad.GoneError)):
+    for claims, failure in (({"network": "other"}, "crypto"), ({"version": 1}, "version")):
         before = victim.status()
         with bad.BadPeer(victim.address, **claims) as peer:
-            with pytest.raises(ours):  # of another network, we find out first
+            with pytest.raises(CryptoError):  # we are told its version; of another network, we find out first
                 peer.prove()
             peer.socket.shutdown(socket.SHUT_WR)
             assert peer.ended()
-        assert victim.moved("handshakes_failed", before) in ({"crypto": 1}, {"closed": 1})
+        assert victim.moved("handshakes_failed", before) in ({failure: 1}, {"closed": 1})
         assert len(victim.lines(address=peer.address, event="handshake_failed")) == 1
 
 

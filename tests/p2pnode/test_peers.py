@@ -15,15 +15,31 @@ import trio.testing
 from crypto.identity import Identity
 from crypto.signing import network_id
 from gossip.dht.ids import NodeId, node_id
-from gossip.events import Dial, DialFailed, Event, PeerDown, PeerUp, Received
+from gossip.events import (
+    Dial,
+    DialFailed,
+    Event,
+    PeerDown,
+    PeerUp,
+    Progress,
+    Recall,
+    Received,
+    Send,
+    Sent,
+    Unsent,
+)
+from gossip.net.lanes import Lane
+from gossip.net.pace import WINDOW_S
 from gossip.net.simultaneous_open import SETTLED_S
 from p2pnode.door import Door, Limits
 from p2pnode.metrics import Counters, Failure, Turned
-from p2pnode.peers import FLUSH_S, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, Outbox, Peers
-from simulation.memory import REPEAT_S, MemoryNetwork
+from p2pnode.peers import FLUSH_S, Peers
+from simulation.memory import PIPE_BYTES, REPEAT_S, MemoryNetwork
 from simulation.network import LinkModel, LinkSettings
 
 Clock: TypeAlias = trio.testing.MockClock
+
+FLOOR = 2000.0
 
 entropy = random.Random("peers").randbytes
 # In the order of their ids: the first decides.
@@ -54,6 +70,7 @@ class Side:
             entropy=entropy,
             counters=self.counters,
             limits=limits,
+            floor_bytes_s=FLOOR,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -121,8 +138,8 @@ async def test_a_dial_becomes_one_connection_that_both_ends_report(autojump_cloc
 async def test_frames_go_both_ways_in_order(autojump_clock: Clock) -> None:
     async with connected() as (small, large):
         for number in range(20):
-            small.peers.send(large.id, b"s%d" % number)
-            large.peers.send(small.id, b"l%d" % number)
+            small.peers.send(Send(large.id, b"s%d" % number))
+            large.peers.send(Send(small.id, b"l%d" % number))
         await trio.sleep(1)
         assert large.frames() == [b"s%d" % number for number in range(20)]
         assert small.frames() == [b"l%d" % number for number in range(20)]
@@ -147,8 +164,8 @@ async def test_simultaneous_dials_end_with_exactly_one_connection(seed: int, aut
         assert [failure.reason for failure in loser.failed()] == ["already connected"]
         assert isinstance(loser.events[0], PeerUp)
         # And the one connection carries frames both ways.
-        small.peers.send(large.id, b"to the large")
-        large.peers.send(small.id, b"to the small")
+        small.peers.send(Send(large.id, b"to the large"))
+        large.peers.send(Send(small.id, b"to the small"))
         await trio.sleep(1)
         assert (small.frames(), large.frames()) == ([b"to the small"], [b"to the large"])
 
@@ -168,8 +185,8 @@ async def test_whatever_they_dial_both_ends_agree_in_the_end(seed: int, autojump
         await trio.sleep(30)
         assert small.up() == [large.id]
         assert large.up() == [small.id]
-        small.peers.send(large.id, b"1")
-        large.peers.send(small.id, b"2")
+        small.peers.send(Send(large.id, b"1"))
+        large.peers.send(Send(small.id, b"2"))
         await trio.sleep(1)
         assert (small.frames(), large.frames()) == ([b"2"], [b"1"])
 
@@ -194,7 +211,7 @@ async def test_a_peer_that_comes_back_from_the_dead_replaces_its_old_connection(
         kinds = [type(event) for event in survivor.events]
         assert kinds == [PeerUp, PeerDown, PeerUp]
         assert after.up() == [survivor.id]
-        after.peers.send(survivor.id, b"I am back")
+        after.peers.send(Send(survivor.id, b"I am back"))
         await trio.sleep(1)
         assert survivor.frames() == [b"I am back"]
 
@@ -242,30 +259,102 @@ async def test_an_address_is_dialled_once_at_a_time(autojump_clock: Clock) -> No
         assert large.counters.connections == {"accepted": 1}
 
 
-async def test_a_full_inbox_makes_the_sender_wait_and_then_lose_its_oldest_frames(
+async def test_a_full_inbox_makes_the_sender_wait_and_a_full_lane_takes_no_more(
     autojump_clock: Clock,
 ) -> None:
     async with connected() as (small, large):
         large.awake = trio.Event()
         frames = [bytes([number]) * 50_000 for number in range(200)]
-        for frame in frames:
-            small.peers.send(large.id, frame)
+        for number, frame in enumerate(frames):
+            small.peers.send(Send(large.id, frame, Lane.BULK, number + 1))
             await trio.sleep(0.001)
-        dropped = small.counters.frames_dropped
-        assert 0 < dropped <= len(frames) - OUTBOX_FRAMES_MAX
+        lost = [event.ticket for event in small.events if isinstance(event, Unsent)]
+        assert len(lost) == small.counters.frames_dropped > 0
         large.awake.set()
         await trio.sleep(1)
-        received = large.frames()
-        assert len(received) == len(frames) - dropped
-        assert received == [frame for frame in frames if frame in received]  # in order
-        assert received[-OUTBOX_FRAMES_MAX:] == frames[-OUTBOX_FRAMES_MAX:]  # the newest survive
+        assert large.frames() == [frame for number, frame in enumerate(frames) if number + 1 not in lost]
+        sent = [event.ticket for event in small.events if isinstance(event, Sent)]
+        assert sorted(sent + lost) == list(range(1, 201)), "each ticket is answered, and once"
+        assert sent == sorted(sent)
+
+
+async def test_control_overtakes_what_is_large(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        model = bytes(2**22)
+        small.peers.send(Send(large.id, model, Lane.BULK))
+        small.peers.send(Send(large.id, b"ping"))
+        await trio.sleep(1)
+        assert large.frames() == [b"ping", model]
+
+
+async def test_what_cannot_be_sent_is_answered(autojump_clock: Clock) -> None:
+    async with connected() as (small, large):
+        small.peers.send(Send(node_id(OTHER.public_key), b"nobody", ticket=1))
+        small.peers.drop(large.id, "done")
+        small.peers.send(Send(large.id, b"too late", ticket=2))
+        await trio.testing.wait_all_tasks_blocked()
+        assert Unsent(node_id(OTHER.public_key), 1) in small.events
+        assert Unsent(large.id, 2) in small.events
+
+
+def slow(rate: float = 50_000.0) -> LinkModel:
+    return LinkModel(LinkSettings(bandwidth_bytes_s=rate), random.Random(4))
+
+
+async def test_a_frame_that_was_recalled_in_time_does_not_arrive(autojump_clock: Clock) -> None:
+    """In the middle, before it began, and too late."""
+    async with connected(slow()) as (small, large):
+        for ticket in (1, 2):
+            small.peers.send(Send(large.id, bytes([ticket]) * 2**20, Lane.BULK, ticket))
+        await trio.sleep(5)
+        for ticket in (1, 2):
+            small.peers.recall(Recall(large.id, ticket))
+        small.peers.send(Send(large.id, b"instead", Lane.BULK, 3))
+        await trio.sleep(10)
+        small.peers.recall(Recall(large.id, 3))
+        await trio.sleep(10)
+        assert large.frames() == [b"instead"]
+        answers = [event for event in small.events if isinstance(event, Sent | Unsent)]
+        assert sorted(answers, key=lambda answer: answer.ticket) == [
+            Unsent(large.id, 1),
+            Unsent(large.id, 2),
+            Sent(large.id, 3),
+        ]
+
+
+async def test_both_ends_hear_once_a_second_that_something_large_moves(autojump_clock: Clock) -> None:
+    async with connected(slow()) as (small, large):
+        size = 10 * 50_000
+        small.peers.send(Send(large.id, bytes(size), Lane.BULK, 1))
+        await trio.sleep(5)
+        for side, direction in ((small, "out"), (large, "in")):
+            [transfer] = side.peers.transfers()
+            assert transfer["direction"] == direction
+            assert transfer["of"] == size
+            assert 0.3 * size < transfer["bytes"] < 0.7 * size
+            assert transfer["bytes_per_s"] == pytest.approx(50_000, rel=0.4)
+        await trio.sleep(10)
+        for side, peer in ((small, large.id), (large, small.id)):
+            heard = side.events.count(Progress(peer))
+            assert 7 <= heard <= 11
+        assert small.events[-1] == Sent(large.id, 1)
+        assert small.peers.transfers() == large.peers.transfers() == []
+
+
+async def test_a_connection_below_the_floor_is_given_up_with_a_sentence(autojump_clock: Clock) -> None:
+    async with connected(slow(0.5 * FLOOR)) as (small, large):
+        small.peers.send(Send(large.id, bytes(2**20), Lane.BULK))
+        await trio.sleep(2 * WINDOW_S + 2 * PIPE_BYTES / FLOOR)
+        downs = [event for side in (small, large) for event in side.events if isinstance(event, PeerDown)]
+        assert len(downs) == 2
+        assert any(down.slow and f"less than {FLOOR:g} bytes a second" in down.reason for down in downs)
 
 
 async def test_dropping_lets_what_was_sent_arrive_first(autojump_clock: Clock) -> None:
     async with connected() as (small, large):
-        small.peers.send(large.id, b"goodbye")
+        small.peers.send(Send(large.id, b"goodbye"))
         small.peers.drop(large.id, "we are done")
-        small.peers.send(large.id, b"too late")
+        small.peers.send(Send(large.id, b"too late"))
         await trio.sleep(FLUSH_S)
         assert large.frames() == [b"goodbye"]
         assert small.events[-1] == PeerDown(large.id, "we are done")
@@ -277,7 +366,7 @@ async def test_dropping_does_not_wait_for_a_peer_that_does_not_read(autojump_clo
     async with connected() as (small, large):
         large.awake = trio.Event()
         for _ in range(20):
-            small.peers.send(large.id, bytes(100_000))
+            small.peers.send(Send(large.id, bytes(100_000), Lane.BULK))
         await trio.sleep(0.1)
         small.peers.drop(large.id, "too slow")
         await trio.sleep(FLUSH_S + 0.1)
@@ -292,10 +381,10 @@ async def test_frames_meant_for_an_older_connection_do_not_reach_a_newer_one(aut
         small.awake = trio.Event()
         small.peers.dial(Dial(large.address, None))
         await trio.sleep(1)
-        small.peers.send(large.id, b"for an older connection")
+        small.peers.send(Send(large.id, b"for an older connection"))
         small.awake.set()
         await trio.sleep(1)
-        small.peers.send(large.id, b"hello")
+        small.peers.send(Send(large.id, b"hello"))
         await trio.sleep(1)
         assert large.frames() == [b"hello"]
 
@@ -315,7 +404,7 @@ async def test_junk_costs_one_connection_and_one_log_line(autojump_clock: Clock)
                 await trio.testing.wait_all_tasks_blocked()
         assert [line["event"] for line in lines] == ["handshake_failed"] * 3
         assert small.counters.handshakes_failed == {Failure.CRYPTO: 1, Failure.SILENT: 1, Failure.SLOW: 1}
-        large.peers.send(small.id, b"and nobody else noticed")
+        large.peers.send(Send(small.id, b"and nobody else noticed"))
         await trio.sleep(1)
         assert small.frames() == [b"and nobody else noticed"]
 
@@ -348,7 +437,7 @@ async def test_a_network_that_loses_makes_frames_late_and_loses_none(autojump_cl
         began = trio.current_time()
         frames = [b"%d" % number for number in range(200)]
         for frame in frames:
-            small.peers.send(large.id, frame)
+            small.peers.send(Send(large.id, frame))
             await trio.sleep(0.01)
             arrivals.append((trio.current_time() - began, len(large.frames())))
         await trio.sleep(30)
@@ -362,7 +451,7 @@ async def test_a_network_that_loses_makes_frames_late_and_loses_none(autojump_cl
 
 async def test_stopping_says_goodbye_to_all_and_takes_nobody_new(autojump_clock: Clock) -> None:
     async with connected() as (small, large):
-        small.peers.send(large.id, b"goodbye")
+        small.peers.send(Send(large.id, b"goodbye"))
         start = trio.current_time()
         await small.peers.stop()
         assert trio.current_time() - start <= FLUSH_S
@@ -376,18 +465,6 @@ async def test_stopping_says_goodbye_to_all_and_takes_nobody_new(autojump_clock:
 
 
 # --- the parts ---------------------------------------------------------------------------------------
-
-
-async def test_an_outbox_keeps_the_newest_within_its_bytes() -> None:
-    outbox = Outbox()
-    half = OUTBOX_BYTES_MAX // 2
-    assert outbox.put(bytes(half)) == 0
-    assert outbox.put(bytes(half)) == 0
-    assert outbox.put(b"newest") == 1
-    outbox.finish()
-    assert await outbox.get() == bytes(half)
-    assert await outbox.get() == b"newest"
-    assert await outbox.get() is None
 
 
 def test_the_door_limits_hosts_and_networks_but_not_neighbours() -> None:

@@ -213,12 +213,12 @@ def test_every_flipped_byte_is_noticed_or_harmless(trace: Path) -> None:
     [
         (b"", "got another file"),
         (b"GIF89a", "got another file"),
-        (MAGIC + b"\x02", "expected version 1"),
-        (MAGIC + b"\x01" + struct.pack(">II", RECORD_BYTES_MAX + 1, 0), "are allowed"),
-        (MAGIC + b"\x01", "before it begins"),
-        (MAGIC + b"\x01" + entry(msgspec.msgpack.encode(End("x"))), "out of place"),
-        (MAGIC + b"\x01" + entry(b"\x93\xa5begin\x01\x02"), "cannot be read"),
-        (MAGIC + b"\x01" + entry(b"\xdd\xff\xff\xff\xff"), "cannot be read"),
+        (MAGIC + b"\x01", "expected version 2"),
+        (MAGIC + b"\x02" + struct.pack(">II", RECORD_BYTES_MAX + 1, 0), "are allowed"),
+        (MAGIC + b"\x02", "before it begins"),
+        (MAGIC + b"\x02" + entry(msgspec.msgpack.encode(End("x"))), "out of place"),
+        (MAGIC + b"\x02" + entry(b"\x93\xa5begin\x01\x02"), "cannot be read"),
+        (MAGIC + b"\x02" + entry(b"\xdd\xff\xff\xff\xff"), "cannot be read"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
@@ -243,13 +243,13 @@ def test_a_lying_trace_differs_and_breaks_nothing(trace: Path) -> None:
         msgspec.structs.replace(begin, run=msgspec.structs.replace(begin.run, shard_sizes=())),
     ):
         entries = (bad, *steps, end)
-        trace.write_bytes(MAGIC + b"\x01" + b"".join(entry(msgspec.msgpack.encode(one)) for one in entries))
+        trace.write_bytes(MAGIC + b"\x02" + b"".join(entry(msgspec.msgpack.encode(one)) for one in entries))
         assert replayed(trace).difference != ""
     wrong = msgspec.structs.replace(
         steps[0], kind="Done", event=msgspec.msgpack.encode((77, "Saved", {"size_bytes": 1}))
     )
     trace.write_bytes(
-        MAGIC + b"\x01" + entry(msgspec.msgpack.encode(begin)) + entry(msgspec.msgpack.encode(wrong))
+        MAGIC + b"\x02" + entry(msgspec.msgpack.encode(begin)) + entry(msgspec.msgpack.encode(wrong))
     )
     assert "AssertionError: a result for the unknown ticket 77" in replayed(trace).difference
     with pytest.raises(TraceError, match="expected an event, got 'eval'"):

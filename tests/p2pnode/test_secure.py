@@ -1,6 +1,7 @@
-"""Secure connections over memory: what is carried, and what junk on the port costs. Virtual time."""
+"""Secure connections over memory: what is proved, and what junk on the port costs. Virtual time."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -8,23 +9,21 @@ import pytest
 import trio
 import trio.testing
 
+from crypto.channel import SecureChannel
 from crypto.identity import Identity
 from crypto.noise import KeyPair
 from crypto.signing import network_id
 from gossip.dht.ids import node_id
 from gossip.net.simultaneous_open import HANDSHAKE_S
-from gossip.wire import FRAME_BYTES_MAX
 from p2pnode.metrics import Failure
 from p2pnode.secure import (
-    BYTES_PER_S_MIN,
     FIRST_BYTE_S,
-    STALL_S,
     LinkError,
     SecureConnection,
     open_secure,
 )
 from p2pnode.transport import Link
-from simulation.memory import PIPE_BYTES, MemoryNetwork
+from simulation.memory import MemoryNetwork
 
 Clock: TypeAlias = trio.testing.MockClock
 
@@ -65,43 +64,35 @@ async def connections() -> tuple[SecureConnection, SecureConnection]:
     return ends[True], ends[False]
 
 
-async def test_each_end_learns_the_key_of_the_other_and_frames_arrive_whole(autojump_clock: Clock) -> None:
+async def heard(connection: SecureConnection) -> list[bytes]:
+    while not (messages := (await connection.receive())[0]):
+        pass
+    return messages
+
+
+async def test_each_end_learns_the_key_of_the_other_and_messages_arrive(autojump_clock: Clock) -> None:
     alice, bob = await connections()
     assert (alice.key, bob.key) == (BOB.public_key, ALICE.public_key)
     assert alice.peer == node_id(BOB.public_key)
-    frames = [b"", b"x", entropy(PIPE_BYTES), entropy(FRAME_BYTES_MAX)]
-
-    async def send() -> None:
-        for frame in frames:
-            await alice.send(frame)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        for frame in frames:
-            assert await bob.receive() == frame
+    await alice.send([b"", b"x", b"y" * 1000])
+    assert await heard(bob) == [b"", b"x", b"y" * 1000]
+    messages, size = [], 0
+    await alice.send([b"z" * 1000])
+    while not messages:
+        messages, size = await bob.receive()
+    assert size == 2 + 1000 + 16
 
 
-async def test_senders_take_turns(autojump_clock: Clock) -> None:
-    """Two tasks that send large frames at once do not mix their messages."""
+async def test_finishing_lets_the_last_messages_arrive(autojump_clock: Clock) -> None:
     alice, bob = await connections()
-    frames = [bytes([number]) * 300_000 for number in range(4)]
-    async with trio.open_nursery() as nursery:
-        for frame in frames:
-            nursery.start_soon(alice.send, frame)
-        received = [await bob.receive() for _ in frames]
-    assert sorted(received) == frames
-
-
-async def test_finishing_lets_the_last_frames_arrive(autojump_clock: Clock) -> None:
-    alice, bob = await connections()
-    await alice.send(b"goodbye")
+    await alice.send([b"goodbye"])
     await alice.finish()
-    assert await bob.receive() == b"goodbye"
+    assert await heard(bob) == [b"goodbye"]
     with pytest.raises(LinkError) as caught:
         await bob.receive()
     assert caught.value.failure is Failure.CLOSED
-    await bob.send(b"farewell")  # the other direction still works
-    assert await alice.receive() == b"farewell"
+    await bob.send([b"farewell"])  # the other direction still works
+    assert await heard(alice) == [b"farewell"]
 
 
 def http() -> list[bytes]:
@@ -187,40 +178,54 @@ async def test_an_altered_byte_ends_the_connection(autojump_clock: Clock) -> Non
     assert caught.value.failure is Failure.CRYPTO
 
 
-async def test_stopping_in_the_middle_of_a_frame_is_not_waited_for(autojump_clock: Clock) -> None:
-    alice, bob = await connections()
-    await alice.link.send_all(b"\x00\x40")  # a message is announced and never comes
-    start = trio.current_time()
-    with pytest.raises(LinkError) as caught:
-        await bob.receive()
-    assert caught.value.failure is Failure.STALLED
-    assert trio.current_time() - start == pytest.approx(STALL_S, abs=0.1)
+def first_message(version: int) -> bytes:
+    channel = SecureChannel(
+        identity=ALICE, network=network_id("main"), version=version, initiator=True, entropy=entropy
+    )
+    return channel.data_to_send()
 
 
-async def test_silence_between_frames_is_fine(autojump_clock: Clock) -> None:
-    alice, bob = await connections()
+@pytest.mark.parametrize(
+    ("version", "sentence"),
+    [
+        (1, "speaks the protocol of p2pnode 0.1, we speak version 2. The peer has to be updated."),
+        (3, "speaks version 3 of the protocol, we speak version 2. Update this node."),
+    ],
+)
+async def test_a_peer_of_another_version_is_told_ours_and_named(
+    version: int, sentence: str, autojump_clock: Clock
+) -> None:
+    near, far = await links()
+    await near.send_all(first_message(version))
+    with pytest.raises(LinkError, match=re.escape(sentence)) as caught:
+        await secured(far, BOB, initiator=False)
+    assert caught.value.failure is Failure.VERSION
+    assert await near.receive_some(100) == b"\0\2\0\2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure", "sentence"),
+    [
+        (b"\0\2\0\3", Failure.VERSION, "speaks version 3 of the protocol, we speak version 2. Update"),
+        (b"", Failure.CLOSED, "before it answered: it speaks the protocol of p2pnode 0.1"),
+    ],
+)
+async def test_whoever_refuses_us_for_our_version_is_named(
+    answer: bytes, failure: Failure, sentence: str, autojump_clock: Clock
+) -> None:
+    near, far = await links()
+
+    async def refuse() -> None:
+        await far.receive_some(1000)
+        if answer:
+            await far.send_all(answer)
+        await far.aclose()
+
     async with trio.open_nursery() as nursery:
-        received: list[bytes] = []
-
-        async def receive() -> None:
-            received.append(await bob.receive())
-
-        nursery.start_soon(receive)
-        await trio.sleep(3600)
-        await alice.send(b"after an hour")
-    assert received == [b"after an hour"]
-
-
-async def test_a_peer_that_does_not_read_is_given_up(autojump_clock: Clock) -> None:
-    alice, _ = await connections()
-    size = 10 * PIPE_BYTES
-    start = trio.current_time()
-    with pytest.raises(LinkError) as caught:
-        await alice.send(bytes(size))
-    assert caught.value.failure is Failure.STALLED
-    assert trio.current_time() - start == pytest.approx(STALL_S + size / BYTES_PER_S_MIN)
-    with pytest.raises(LinkError):  # and stays so
-        await alice.send(b"x")
+        nursery.start_soon(refuse)
+        with pytest.raises(LinkError, match=re.escape(sentence)) as caught:
+            await secured(near, ALICE, initiator=True)
+    assert caught.value.failure is failure
 
 
 async def test_a_cancelled_handshake_leaves_nothing_open(autojump_clock: Clock) -> None:

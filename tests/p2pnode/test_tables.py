@@ -44,3 +44,21 @@ def test_status_without_anything_is_still_a_table() -> None:
     lines = tables.status_text({}).splitlines()
     assert len(lines) == 14
     assert lines[1].split() == ["state", "–"]
+
+
+def test_what_is_under_way_is_said_with_how_far_and_how_fast() -> None:
+    transfer = {
+        "peer": "ab" * 32,
+        "direction": "out",
+        "kind": "offer",
+        "bytes": 400_000,
+        "of": 1_100_000,
+        "bytes_per_s": 118_000,
+    }
+    assert tables.transfer_text(transfer) == "offer to abababababab, 0.4 of 1.1 MB, 118 kB/s, 5s left"
+    begun = {**transfer, "direction": "in", "bytes": 0, "bytes_per_s": 0}
+    assert tables.transfer_text(begun) == "offer from abababababab, 0.0 of 1.1 MB, 0 kB/s"
+    assert tables.transfer_text({}) == "–"
+    status = tables.status_text({"transfers": [transfer, {**transfer, "kind": "\x1b[2J"}]})
+    assert status.count("under way") == 2
+    assert all(line.isprintable() for line in status.splitlines())

@@ -50,7 +50,7 @@ from simulation.scenario import parse
 from simulation.seeds import Seeds
 from simulation.world import World
 
-SEED = 8
+SEED = 9
 # Training ends after 40 rounds, before 25 s: the rest of the run shows the mixing alone.
 SCENARIO = parse(
     {

@@ -4,6 +4,7 @@ A peer that is asked repeats what was said. In the house the messages would stan
 """
 
 from gossip.dht.ids import NodeId
+from gossip.events import Sent, Unsent
 from gossip.outbox import Outbox, Timer
 from gossip.protocol import Context, Incoming, Protocol
 from gossip.requests import Requests
@@ -33,7 +34,13 @@ class Echo(Protocol):
         self._requests: Requests[str] = Requests(EchoOverdue, timeout_s=1.0, limit=8)
         self.heard: list[tuple[NodeId, str]] = []  # who repeated what
         self.unanswered: list[tuple[NodeId, str]] = []
-        self.handlers = {EchoMessage: self._asked, Echoed: self._answered, EchoOverdue: self._overdue}
+        self.handlers = {
+            EchoMessage: self._asked,
+            Echoed: self._answered,
+            EchoOverdue: self._overdue,
+            Sent: self._requests.sent,
+            Unsent: self._unsent,
+        }
 
     def ask(self, peer: NodeId, text: str, now: float, out: Outbox) -> bool:
         """Have `peer` repeat `text`; False where it cannot be asked now."""
@@ -50,7 +57,11 @@ class Echo(Protocol):
 
     def _overdue(self, timer: EchoOverdue, now: float, out: Outbox) -> None:
         if (asked := self._requests.overdue(timer.number, out)) is not None:
-            self.unanswered.append(asked)
+            self.unanswered.append((asked.peer, asked.why))
+
+    def _unsent(self, event: Unsent, now: float, out: Outbox) -> None:
+        if (asked := self._requests.unsent(event.ticket, out)) is not None:
+            self.unanswered.append((asked.peer, asked.why))
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         return {"requests": self._requests.bounds()}

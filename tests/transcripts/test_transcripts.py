@@ -57,6 +57,8 @@ from gossip.events import (
     PeerDown,
     PeerUp,
     Persist,
+    Progress,
+    Recall,
     Received,
     Refused,
     Rescued,
@@ -65,11 +67,13 @@ from gossip.events import (
     Save,
     Saved,
     Send,
+    Sent,
     StateChanged,
     Taken,
     Train,
     Trained,
     Unreachable,
+    Unsent,
     Woken,
 )
 
@@ -142,7 +146,8 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
 
     def tell(self, peer: Any, event: Event) -> None:
         effects = peer.node.handle(event, self.now)
-        if effects or not isinstance(event, Woken):
+        # On this wire everything leaves at once: that it did is worth a line only where something follows.
+        if effects or not isinstance(event, Woken | Sent):
             self._write(peer, self._event(event), effects)
         self._carry_out(peer, effects)
 
@@ -176,6 +181,12 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
                 return f"cannot reach {self._name(peer)} at {address}: {reason}"
             case Received(peer, frame):
                 return f"hears from {self._name(peer)}: {self._frame(frame)}"
+            case Sent(peer, ticket):
+                return f"hears that frame {ticket} has left for {self._name(peer)}"
+            case Unsent(peer, ticket):
+                return f"hears that frame {ticket} will not reach {self._name(peer)}"
+            case Progress(peer):
+                return f"hears that something moves, to or from {self._name(peer)}"
             case Done(ticket, result):
                 return f"has done job {ticket}: {self._result(result)}"
 
@@ -183,6 +194,8 @@ class Told(Net):  # type: ignore[misc]  # loaded at run time
         match effect:
             case Send(peer, frame):
                 return f"send {self._name(peer)}: {self._frame(frame)}"
+            case Recall(peer, ticket):
+                return f"recall frame {ticket} to {self._name(peer)}"
             case Dial(address, peer):
                 return f"dial {address}, {'whoever is there' if peer is None else 'expecting ' + self._name(peer)}"
             case Drop(peer, reason):

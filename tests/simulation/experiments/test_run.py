@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gossip import wire
-from gossip.events import Exchanged
+from gossip.events import Event, Exchanged, Send
 from gossip.learning.learner import Learner
 from gossip.node import Node
 from gossip.persisted import AGES_KEY
@@ -289,10 +289,10 @@ def test_junk_and_replays_on_a_connection_change_nothing_but_counters() -> None:
     world = World(settings, seeds, RealParts(settings, seeds))
     send = world._send
 
-    def listen(host: Host, peer: Any, frame: bytes) -> None:
-        if frame[3:9] == b"\xa5offer" and peer in host.links:
-            offers.append((host, host.links[peer].peer, frame))
-        send(host, peer, frame)
+    def listen(host: Host, order: Send) -> Event | None:
+        if order.frame[3:9] == b"\xa5offer" and order.peer in host.links:
+            offers.append((host, host.links[order.peer].peer, order.frame))
+        return send(host, order)
 
     world._send = listen  # type: ignore[method-assign]
     try:
