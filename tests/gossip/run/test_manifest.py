@@ -263,7 +263,10 @@ def test_the_longest_texts_and_lists_fit() -> None:
             {"shard_values": 200},
             "the most values of a shard are 1048576 here and 200 there (learning.shard_values_max)",
         ),
-        ({"strategy": "el-push/1"}, "the strategy is 'shard-pair/1' here and 'el-push/1' there"),
+        (
+            {"strategy": "el-push/1"},
+            "the strategy is 'shard-pair/1' here and 'el-push/1' there (learning.strategy)",
+        ),
         ({"rules": {"block": 32}}, "the rules of the exchange are block 64 here and block 32 there"),
         (
             {"schema": shape(b"\x09" * 32, ["b float32[10]", "w float32[64,12]"])},
