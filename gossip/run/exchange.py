@@ -27,8 +27,6 @@ Order of checks for what arrives: size (wire), budget (node), author, signature,
 import hashlib
 from math import ceil, inf, nan
 
-from msgspec import Struct
-
 from crypto.errors import CryptoError
 from crypto.identity import PublicKey, Signature
 from crypto.signing import Purpose
@@ -60,7 +58,7 @@ from gossip.net.lanes import Lane
 from gossip.net.patience import Patience
 from gossip.outbox import Outbox, Timer
 from gossip.protocol import Context, Silent
-from gossip.run.holding import Ended, Holding, Lasting
+from gossip.run.holding import Ended, Holding, Incoming, Lasting, Outgoing
 from gossip.run.reply_cache import ReplyCache
 from gossip.wire.canonical import encode
 from gossip.wire.exchange import (
@@ -110,34 +108,6 @@ class Overdue(Timer, frozen=True):
     number: int
 
 
-class _Outgoing(Struct):
-    holding: Holding
-    number: int
-    shard: int
-    contact: Contact
-    state: str  # offering, waiting, finishing; withdrawn: offering no more
-    age: int
-    begun: float  # when the exchange began
-    since: float = 0.0  # when the offer left for the first time; until then, when it was put on the way
-    moved_at: float = 0.0  # when it was last put on the way, or something large between the two last moved
-    ticket: int = 0  # of the offer, until it has left
-    overtaken: int = 0  # offers of the partner that have arrived meanwhile
-    hash: bytes = b""
-    frame: bytes = b""
-    clip: float = inf  # the largest change that we accept back
-    repeated: bool = False
-
-
-class _Incoming(Struct):
-    holding: Holding
-    shard: int
-    peer: NodeId
-    key: PublicKey
-    hash: bytes
-    age: int
-    codec: str
-
-
 class Exchanges:
     """All exchanges of one node, of all its runs."""
 
@@ -150,8 +120,8 @@ class Exchanges:
         self._holdings: dict[bytes, Holding] = {}
         self._marks = persisted.marks(context.store)
         self._number = 0
-        self._outgoing: dict[int, _Outgoing] = {}  # by number
-        self._incoming: dict[int, _Incoming] = {}  # by the ticket of its job
+        self._outgoing: dict[int, Outgoing] = {}  # by number
+        self._incoming: dict[int, Incoming] = {}  # by the ticket of its job
         self._jobs: dict[int, int] = {}  # ticket of a job for an outgoing exchange -> its number
         self.replies = ReplyCache(replies_max=config.reply_cache_max, keep_s=config.timeout_s)
         self._closed: dict[bytes, None] = {}  # offers, by the hash of their header, that are over
@@ -185,7 +155,7 @@ class Exchanges:
         assert not self.full(holding, shard)
         self._number += 1
         age = holding.ages[shard]
-        outgoing = _Outgoing(holding, self._number, shard, contact, "offering", age, begun=now)
+        outgoing = Outgoing(holding, self._number, shard, contact, "offering", age, begun=now)
         self._outgoing[outgoing.number] = outgoing
         self._compute(outgoing, Offer(shard, self._config.codec), out)
         return outgoing.number
@@ -270,7 +240,7 @@ class Exchanges:
             and outgoing.contact.node in self._context.connections
         )
 
-    def _sending(self, ticket: int) -> _Outgoing | None:
+    def _sending(self, ticket: int) -> Outgoing | None:
         for outgoing in self._outgoing.values():
             if outgoing.ticket == ticket:
                 return outgoing
@@ -358,7 +328,7 @@ class Exchanges:
         out.persist([persisted.mark_entry(header.author, header.seq)])
         holding.moves[peer] = moves + 1
         ticket = out.compute(job, holding.info.id, peer=peer)
-        self._incoming[ticket] = _Incoming(holding, header.shard, peer, key, digest, header.age, header.codec)
+        self._incoming[ticket] = Incoming(holding, header.shard, peer, key, digest, header.age, header.codec)
 
     def refuse(
         self,
@@ -426,7 +396,7 @@ class Exchanges:
                 f"verdict {header.verdict!r} does not answer an offer of age {outgoing.age}",
             )
 
-    def _to(self, peer: NodeId, holding: Holding, shard: int) -> _Outgoing | None:
+    def _to(self, peer: NodeId, holding: Holding, shard: int) -> Outgoing | None:
         for outgoing in self._outgoing.values():
             if outgoing.shard == shard and outgoing.contact.node == peer and outgoing.holding is holding:
                 return outgoing
@@ -477,7 +447,7 @@ class Exchanges:
         if hashlib.sha256(payload).digest() != digest:
             raise RemoteError(Reason.WRONG_HASH, "the payload does not hash to what the header says")
 
-    def _question(self, peer: NodeId, header: ReplyHeader) -> _Outgoing:
+    def _question(self, peer: NodeId, header: ReplyHeader) -> Outgoing:
         for outgoing in self._outgoing.values():
             if (
                 outgoing.hash == header.offer
@@ -500,7 +470,7 @@ class Exchanges:
             return Offer(header.shard, STATE_CODEC)
         raise RemoteError(Reason.NOT_READY, "this node is a newcomer too")
 
-    def _outgoing_done(self, outgoing: _Outgoing, result: JobResult, now: float, out: Outbox) -> None:
+    def _outgoing_done(self, outgoing: Outgoing, result: JobResult, now: float, out: Outbox) -> None:
         shard, peer = outgoing.shard, outgoing.contact.node
         match result:
             case Offered():
@@ -518,7 +488,7 @@ class Exchanges:
             case _:
                 raise AssertionError(f"{type(result).__name__} answers no job of an exchange")
 
-    def _offer(self, outgoing: _Outgoing, result: Offered, now: float, out: Outbox) -> None:
+    def _offer(self, outgoing: Outgoing, result: Offered, now: float, out: Outbox) -> None:
         if outgoing.state == "withdrawn":
             self._end(outgoing, Reason.BUSY, out, crossed=True)
             return
@@ -546,7 +516,7 @@ class Exchanges:
         if not self._put(outgoing, now, out):
             self._end(outgoing, Reason.TIMEOUT, out)
 
-    def _put(self, outgoing: _Outgoing, now: float, out: Outbox) -> bool:
+    def _put(self, outgoing: Outgoing, now: float, out: Outbox) -> bool:
         """Put the offer on the way; False where that cannot be done now. Our patience begins when it has left."""
         contact, ticket = outgoing.contact, out.ticket()
         order = Send(contact.node, outgoing.frame, Lane.BULK, ticket)
@@ -558,13 +528,13 @@ class Exchanges:
         self._wait(outgoing, now, out)
         return True
 
-    def _wait(self, outgoing: _Outgoing, now: float, out: Outbox) -> None:
+    def _wait(self, outgoing: Outgoing, now: float, out: Outbox) -> None:
         """Something has moved: from now on, for an answer. If the offer has not left, `overdue` waits longer."""
         outgoing.moved_at = now
         patience = self._patience_s(outgoing.contact.node, outgoing.frame)
         out.timer(Overdue(outgoing.number), now + patience * (2.0 if outgoing.repeated else 1.0))
 
-    def _incoming_done(self, incoming: _Incoming, result: JobResult, now: float, out: Outbox) -> None:
+    def _incoming_done(self, incoming: Incoming, result: JobResult, now: float, out: Outbox) -> None:
         shard, peer, key, digest = incoming.shard, incoming.peer, incoming.key, incoming.hash
         match result:
             case Responded() | Rescued():
@@ -665,7 +635,7 @@ class Exchanges:
         self.replies.keep(offer, reply, now)
         out.send_frame(reply)
 
-    def _end(self, outgoing: _Outgoing, reason: Reason | None, out: Outbox, *, crossed: bool = False) -> None:
+    def _end(self, outgoing: Outgoing, reason: Reason | None, out: Outbox, *, crossed: bool = False) -> None:
         del self._outgoing[outgoing.number]
         if outgoing.ticket:
             out.recall(outgoing.contact.node, outgoing.ticket)
@@ -680,7 +650,7 @@ class Exchanges:
         if len(self._closed) > CLOSED_MAX:
             del self._closed[next(iter(self._closed))]
 
-    def _compute(self, outgoing: _Outgoing, job: Job, out: Outbox) -> None:
+    def _compute(self, outgoing: Outgoing, job: Job, out: Outbox) -> None:
         ticket = out.compute(job, outgoing.holding.info.id, peer=outgoing.contact.node)
         self._jobs[ticket] = outgoing.number
 

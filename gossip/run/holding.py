@@ -1,8 +1,12 @@
 """What a session and its exchanges have in common: what the node holds, and how an exchange goes on and ends."""
 
+from math import inf
+
 from msgspec import Struct, field
 
+from crypto.identity import PublicKey
 from gossip.dht.ids import NodeId
+from gossip.dht.routing import Contact
 from gossip.errors import Reason
 from gossip.learning.task import RunInfo
 from gossip.outbox import Fact
@@ -45,3 +49,35 @@ class Lasting(Struct, frozen=True):
     run: bytes
     number: int
     begun: float  # seconds
+
+
+class Outgoing(Struct):
+    """An exchange that we initiated."""
+
+    holding: Holding
+    number: int
+    shard: int
+    contact: Contact
+    state: str  # offering, waiting, finishing; withdrawn: offering no more
+    age: int
+    begun: float  # when the exchange began
+    since: float = 0.0  # when the offer left for the first time; until then, when it was put on the way
+    moved_at: float = 0.0  # when it was last put on the way, or something large between the two last moved
+    ticket: int = 0  # of the offer, until it has left
+    overtaken: int = 0  # offers of the partner that have arrived meanwhile
+    hash: bytes = b""
+    frame: bytes = b""
+    clip: float = inf  # the largest change that we accept back
+    repeated: bool = False
+
+
+class Incoming(Struct):
+    """An offer of another that is being worked on."""
+
+    holding: Holding
+    shard: int
+    peer: NodeId
+    key: PublicKey
+    hash: bytes
+    age: int
+    codec: str

@@ -10,7 +10,7 @@ from crypto.signing import Purpose, network_id
 from gossip import wire
 from gossip.events import Received
 from gossip.learning.codec import encode, payload_bytes
-from gossip.run.exchange import _Incoming
+from gossip.run.holding import Incoming
 from gossip.wire import OfferHeader, OfferMessage, ReplyMessage
 
 NETWORK = network_id("main")
@@ -277,7 +277,7 @@ def test_busy_is_a_signed_answer_and_no_fault(net, pair):
     """More offers than a node works on at a time: here the jobs of eight others never end."""
     victim, attacker = pair
     victim.node.protocol("exchange").exchanges._incoming = {
-        ticket: _Incoming(victim.holding, 0, attacker.id, attacker.identity.public_key, b"", 1, "int8")
+        ticket: Incoming(victim.holding, 0, attacker.id, attacker.identity.public_key, b"", 1, "int8")
         for ticket in range(-8, 0)
     }
     assert_refused(net, pair, offer(attacker, victim), "busy")
