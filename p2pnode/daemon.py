@@ -283,8 +283,8 @@ class Daemon:
                 said = "; ".join(manifest.difference(ours, saved, places=("now", "in the saved run")))
             raise UserError(
                 ExitCode.HOME,
-                f"this home has the model of another run: {said}. Start with the settings of the saved run, or choose "
-                "another --home.",
+                f"this home has the model of another run: {said}. Give the task and its arguments with which it was "
+                "made, and the settings of then, or choose another --home for another run.",
             )
 
     async def _listen(self) -> Listener:

@@ -26,6 +26,9 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 Batch: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Split: TypeAlias = Literal["train", "test"]
 
+# Characters of "name/version": a manifest with more is malformed to every peer (`manifest.Text`).
+NAME_LENGTH_MAX = 200
+
 _SCHEMA_DOMAIN = "p2pnode/schema/v1"
 
 
@@ -157,10 +160,17 @@ def run_info(
         run: What people agree on.
 
     Raises:
-        LocalError: genesis and schema do not fit each other, or there is no manifest for them.
+        LocalError: genesis and schema do not fit each other, the task's name is too long to be told, or there is no
+            manifest for them.
     """
     if genesis.shape != (schema.values,):
         raise LocalError(f"genesis has shape {genesis.shape}, the schema has {schema.values} values")
+    name = task_name(task)
+    if len(name) > NAME_LENGTH_MAX:
+        raise LocalError(
+            f"the task's name and version have {len(name)} characters, at most {NAME_LENGTH_MAX} can be told to peers:"
+            f" {name[:60]!r}..."
+        )
     agreed = run or RunConfig()
     names = tuple(getattr(task, "columns", ()))
     made = manifest.make(
@@ -175,7 +185,7 @@ def run_info(
             schema=manifest.shape(schema.id, [str(leaf) for leaf in schema.leaves]),
             shard_values=learning.shard_values_max,
             strategy=VERSIONS[learning.strategy],
-            task=task_name(task),
+            task=name,
         )
     )
     return run_of(made, schema.values)

@@ -206,7 +206,7 @@ def test_a_signal_ends_it_in_time_and_in_order(start: Callable[..., Running], ho
     daemon.process.send_signal(how)
     assert daemon.process.wait(STOP_S_MAX) == 0
     assert not (daemon.home / "control.sock").exists()
-    assert (daemon.home / "state" / "model.snap").exists()
+    assert list((daemon.home / "state" / "runs").glob("*/current"))
     assert '"stopped"' in daemon.log.read_text()
 
 
@@ -297,6 +297,7 @@ def test_a_plain_run_goes_on_with_what_the_first_one_began(
     asked(again.home, "stop")
     other = p2pnode("run", "--home", str(first.home), "--listen", "127.0.0.1:0", "--task", "digits")
     assert other.returncode == ExitCode.HOME
+    assert "the task is 'digits/1' now and 'table/1 2 classes a5203e023f40' in the saved run" in other.stderr
     assert "Give the task and its arguments with which it was made" in other.stderr
 
 

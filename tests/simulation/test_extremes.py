@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gossip.events import Dial, Done, Effect, Event, Join, PeerUp, Received, Send, Trained, Woken
+from gossip.learning.saved import SavedModel
 from p2pnode.values import rule
 from simulation.machines import Host
 from simulation.mistakes import ScenarioError, _has_fields
@@ -46,8 +47,8 @@ class Idle:
     def trained(self, output: int) -> Trained:
         return Trained(output, 0.0)
 
-    def dump(self) -> bytes:
-        return b""
+    def dump(self) -> SavedModel:
+        return SavedModel(bytes(32), 0, (), {})
 
 
 class IdleParts:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gossip.config import LearningConfig, RunConfig
 from gossip.errors import LocalError
 from gossip.learning.shards import shard_sizes, shard_slices
-from gossip.learning.task import Leaf, RunInfo, Schema, run_info, run_of
+from gossip.learning.task import NAME_LENGTH_MAX, Leaf, RunInfo, Schema, run_info, run_of
 from gossip.run import manifest
 
 SCHEMA = Schema((Leaf("b", (10,), "float32"), Leaf("w", (64, 10), "float32")))
@@ -102,6 +102,17 @@ def test_a_run_is_derived_from_its_manifest_and_nothing_else() -> None:
     assert read.id == ours.id
     assert read.keys.columns == manifest.columns(["age", "bmi"])
     assert manifest.shown(read)["genesis"].endswith("from seed 3")
+
+
+def test_a_name_that_no_peer_would_read_is_our_own_mistake() -> None:
+    class Long(Named):
+        version = "1" * (NAME_LENGTH_MAX - len("named/"))
+
+    ours = info(task=Long())
+    assert manifest.decode(ours.manifest).keys.task == ours.task
+    Long.version += "1"
+    with pytest.raises(LocalError, match="201 characters, at most 200"):
+        info(task=Long())
 
 
 def test_a_genesis_of_another_length_is_our_own_mistake() -> None:
