@@ -306,8 +306,8 @@ def test_models_converge_to_the_same_level(both: dict[str, Seen]) -> None:
     assert ends["daemons"] == pytest.approx(ends["world"], rel=0.4)
     for driver, seen in both.items():
         assert ends[driver] < 0.05 * levels[driver]
-        # The mean of all targets, but for genesis, and halves of exchanges whose replies were lost. A push keeps the sum
-        # in expectation only, and so few nodes wander: 0.72 with this seed.
+        # The mean of all targets, but for genesis, and halves of exchanges whose replies were lost. A push keeps the
+        # sum in expectation only, and so few nodes wander: 0.72 with this seed.
         wander = 1.0 if SCENARIO.config.learning.strategy == "push" else 0.5
         assert seen.mean == pytest.approx(float(TARGETS.mean()), abs=wander)
 
