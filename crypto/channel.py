@@ -173,7 +173,9 @@ class SecureChannel:
                     offset = start + size
                     self._read(bytes(view[start:offset]), events)
         except CryptoError as error:
-            last_word = self._outgoing if isinstance(error, VersionError) else []
+            # The responder's version, for the sentence at the other end; an initiator has nothing left to say.
+            told = isinstance(error, VersionError) and not self._initiator
+            last_word = self._outgoing if told else []
             self._forget(str(error))
             self._outgoing = last_word
             raise

@@ -621,6 +621,8 @@ def feed(end: SecureChannel, pieces: list[bytes]) -> list[ChannelEvent]:
     try:
         for piece in pieces:
             events += end.receive_data(piece)
+    except VersionError:
+        assert len(end.data_to_send()) in (0, 4)  # a responder's version
     except CryptoError:
         assert end.data_to_send() == b""
     return events
