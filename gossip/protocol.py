@@ -72,11 +72,11 @@ class Silent(Fact, frozen=True):
 
 
 class Entered(Fact, frozen=True):
-    """Somebody let us into the network since we were last alone."""
+    """A peer let us into the network since we were last alone."""
 
 
 class Alone(Fact, frozen=True):
-    """Nobody is connected. `seeking`: there are addresses to try."""
+    """No peer is connected. `seeking`: there are addresses to try."""
 
     seeking: bool
 
@@ -110,7 +110,7 @@ class Held(Fact, frozen=True):
 
 
 class Context:
-    """What a node lends to its protocols. Nobody but the node changes any of it.
+    """What a node lends to its protocols. Only the node changes any of it.
 
     Args:
         identity: Who signs.

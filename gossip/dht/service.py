@@ -239,7 +239,7 @@ class Dht(Protocol):
     # --- lookups --------------------------------------------------------------------------------------
 
     def _enter(self, fact: Entered, now: float, out: Outbox) -> None:
-        """Somebody answers: find our neighbourhood, then those who hold what we hold."""
+        """A peer answers: find our neighbourhood, then those who hold what we hold."""
         if now < self._entered_at + ENTER_S:
             return  # the next walk looks around
         self._entered_at = now
@@ -378,7 +378,7 @@ class Dht(Protocol):
     def _publish(self, place: Key, nearest: list[Contact], now: float, out: Outbox) -> None:
         """Put our provider record to the nodes nearest to the place, if it is time again."""
         if not nearest or not self._publish_due(place, now):
-            return  # where nobody answered, the next lookup tries again
+            return  # where no node answered, the next lookup tries again
         interval = self._config.publish_interval_s
         context = self.context
         # Jitter keeps nodes that started together from publishing together for ever.
