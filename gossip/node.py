@@ -115,6 +115,8 @@ class Node:
         used: This identity may have signed numbers that the store does not remember.
         now: Seconds on a clock that never goes back.
         verify: Checks signatures. Only the simulator gives another one.
+        isolate: Whether a fault of ours that a peer's event meets costs that peer only. Only a simulator says no: it
+            looks for such faults.
     """
 
     def __init__(
@@ -130,8 +132,10 @@ class Node:
         used: bool,
         now: float,
         verify: Verify = verify,
+        isolate: bool = True,
     ) -> None:
         self.identity = identity
+        self._isolate = isolate
         self.id = node_id(identity.public_key)
         self._deadlines = Deadlines()
         self._turn = Turn()
@@ -384,7 +388,7 @@ class Node:
         peer = getattr(event, "peer", None)
         if isinstance(event, Done) and event.ticket in self._jobs:
             peer = self._jobs.pop(event.ticket)[1]
-        if peer is None:
+        if peer is None or not self._isolate:
             raise error
         turn = self._turn
         turn.effects = [e for e in turn.effects if isinstance(e, Persist | Compute | Dial | Recall)]

@@ -31,6 +31,7 @@ def make_node(
     has_model: bool = False,
     now: float,
     verify: Verify = verify,
+    isolate: bool = True,
     more: Sequence[Make] = (),
 ) -> Node:
     """Return a node that takes part in one run, or in several.
@@ -46,6 +47,7 @@ def make_node(
         has_model: Of a single run, whether the learner restored a snapshot; without one the node is a newcomer.
         now: Seconds on a clock that never goes back.
         verify: Checks signatures. Only the simulator gives another one.
+        isolate: As for `Node`.
         more: Protocols besides the usual ones.
     """
     held = [(runs, has_model)] if isinstance(runs, RunInfo) else list(runs)
@@ -68,4 +70,5 @@ def make_node(
         used=any(known for _, known in held),
         now=now,
         verify=verify,
+        isolate=isolate,
     )

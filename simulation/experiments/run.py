@@ -148,6 +148,7 @@ class RealParts:
             has_model=host.saved is not None,
             now=now,
             verify=self.signatures.verify,
+            isolate=False,
         )
 
     def worker(self, host: Host) -> Learner:

@@ -135,6 +135,7 @@ class SyntheticParts:
             store=disk.load(),
             has_model=disk.read_model(self.run_info) is not None,
             now=clock.local(now),
+            isolate=False,
         )
         self.listen(node)
         make = self.hostile.get(host.index)
